@@ -21,12 +21,13 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("explore", settings.get_profile("steady"), derandomize=False, max_examples=2000)
+steady = settings.get_profile("steady")
+settings.register_profile("explore", steady, derandomize=False, max_examples=2000)
 settings.load_profile("steady")
 
 
 class RootIsNotATest:
-    """The root folder has an __init__.py because it is the package; pytest would import it again."""
+    """The root has an __init__.py because it is the package; pytest would import it again."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collect_directory(self, path, parent):
