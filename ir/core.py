@@ -1,0 +1,454 @@
+"""The graph: immutable typed SSA. `OpDef` says what an op means, `Op` is one use of it, `Value` one result.
+
+`build` is the only constructor of ops. It normalises attributes, infers types and, inside a
+`building()` block, interns: equal ops on equal operands are one object, so common subexpressions
+merge by construction and dead code is what no output reaches.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .attributes import Attr, attr_key
+from .dims import Dim, symbols
+from .errors import IRError
+from .types import DType, TensorType, promote, scalar_dtype
+
+if TYPE_CHECKING:
+    import networkx
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """An operand slot: dtype kinds it accepts, and whether it may be absent or repeated."""
+
+    name: str
+    kinds: str = "buifcx"
+    optional: bool = False
+    variadic: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class OpDef:
+    """The declaration of an op. Exactly one of `numpy` and `body` gives its meaning.
+
+    aten: overload names, most specific first; the first whose schema fits is the lowering.
+    infer: `(types..., **attrs) -> TensorType | tuple[TensorType, ...]`; raises IRError.
+    flops: `(types..., **attrs) -> Dim`, or None for one per element of the result.
+    view: only moves or reinterprets elements. random: never interned or folded.
+    """
+
+    name: str
+    params: tuple[Param, ...]
+    attrs: tuple[Attr, ...]
+    infer: Callable[..., Any]
+    numpy: Callable[..., Any] | None = None
+    body: Callable[..., Any] | None = None
+    aten: tuple[str, ...] = ()
+    triton: str | None = None
+    flops: Callable[..., Dim] | None = None
+    commutative: bool = False
+    random: bool = False
+    view: bool = False
+    doc: str = ""
+
+    def __call__(self, *operands: Any, **attrs: Any) -> Any:
+        """Build the op on values (numbers become `const`), or a pattern node when tracing a rule."""
+        for operand in operands:
+            if isinstance(operand, Expression) and not isinstance(operand, Value):
+                return operand.node(self, operands, attrs)
+        results = build(self, lift(self, operands), attrs).results
+        return results[0] if len(results) == 1 else results
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    @functools.cached_property
+    def attr_kinds(self) -> dict[str, Attr]:
+        """Attributes by name."""
+        return {attr.name: attr for attr in self.attrs}
+
+
+OPS: dict[str, OpDef] = {}
+"""Every declared op by name; filled by `@op` and `@composite` as `ir.ops` is imported."""
+
+
+class Expression:
+    """Arithmetic that builds ops; shared by values and by the holes of a rule's pattern."""
+
+    __slots__ = ()
+
+    def node(self, defn: OpDef, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+        """A pattern node (patterns override this; values never reach it)."""
+        raise TypeError(f"{type(self).__name__} cannot stand in for an operand of {defn.name}")
+
+    def __add__(self, other: Any) -> Any:
+        return OPS["add"](self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return OPS["add"](other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return OPS["sub"](self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return OPS["sub"](other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return OPS["mul"](self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return OPS["mul"](other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return OPS["div"](self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return OPS["div"](other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return OPS["pow"](self, other)
+
+    def __matmul__(self, other: Any) -> Any:
+        return OPS["matmul"](self, other)
+
+    def __neg__(self) -> Any:
+        return OPS["neg"](self)
+
+
+class Value(Expression):
+    """One result of an op: what rules and recipes see."""
+
+    __slots__ = ("index", "op", "type")
+    op: Op
+    index: int
+    type: TensorType
+
+    def __init__(self, op: Op, index: int, type: TensorType):
+        self.op, self.index, self.type = op, index, type
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """The dims of the value."""
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        """The element type."""
+        return self.type.dtype
+
+    @property
+    def rank(self) -> int:
+        """The number of axes."""
+        return len(self.type.shape)
+
+    @property
+    def number(self) -> bool | int | float | None:
+        """The Python number when this is a `const`, else None."""
+        return self.op.attrs["value"] if self.op.defn.name == "const" else None
+
+    def __repr__(self) -> str:
+        return f"<{self.op.defn.name} : {self.type}>"
+
+
+class Op:
+    """One use of an OpDef. Compared by identity; never changed after `build`.
+
+    source: where in the user's model it comes from, `"layers.3.attn (modeling_llama.py:178)"`.
+    via: the rule or pass that made it. Neither takes part in interning, printing or the digest.
+    """
+
+    __slots__ = ("_key", "attrs", "defn", "inputs", "results", "source", "types", "via")
+    defn: OpDef
+    inputs: tuple[Value | None, ...]
+    attrs: Mapping[str, Any]
+    types: tuple[TensorType, ...]
+    results: tuple[Value, ...]
+    source: str
+    via: str
+    _key: tuple[Any, ...] | None
+
+    def __init__(
+        self,
+        defn: OpDef,
+        inputs: tuple[Value | None, ...],
+        attrs: dict[str, Any],
+        types: tuple[TensorType, ...],
+        source: str,
+        via: str,
+    ):
+        self.defn, self.inputs, self.types = defn, inputs, types
+        self.attrs = MappingProxyType(attrs)
+        self.source, self.via, self._key = source, via, None
+        self.results = tuple(Value(self, i, t) for i, t in enumerate(types))
+
+    @property
+    def name(self) -> str:
+        """The op's name, `matmul`."""
+        return self.defn.name
+
+    @property
+    def operands(self) -> Iterator[Value]:
+        """The inputs that are present."""
+        return (value for value in self.inputs if value is not None)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal keys mean the same computation. Values hash by identity, so the key pins them."""
+        if self._key is None:
+            self._key = (self.defn.name, self.inputs, attr_key(self.attrs))
+        return self._key
+
+    def __repr__(self) -> str:
+        return f"<{describe(self.defn, self.inputs)}>"
+
+
+@dataclass
+class Builder:
+    """What `build` needs to know about its surroundings: the interning table and provenance."""
+
+    table: dict[tuple[Any, ...], Op] = field(default_factory=dict)
+    source: str = ""
+    via: str = ""
+
+    def intern(self, op: Op) -> Op:
+        """The op already in the table with the same key, or `op`, now in the table."""
+        return op if op.defn.random else self.table.setdefault(op.key, op)
+
+
+_builder: ContextVar[Builder | None] = ContextVar("subquad_builder", default=None)
+
+
+@contextmanager
+def building() -> Iterator[Builder]:
+    """A block in which equal ops are interned and `source`/`via` are stamped on new ops."""
+    builder = Builder()
+    token = _builder.set(builder)
+    try:
+        yield builder
+    finally:
+        _builder.reset(token)
+
+
+def build(defn: OpDef, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Op:
+    """The one constructor of ops: checks operands, normalises attributes, infers types.
+
+    Raises IRError naming the op, its operand types and the source line; nothing else escapes.
+    """
+    builder = _builder.get()
+    inputs = tuple(inputs)
+    while inputs and inputs[-1] is None:
+        inputs = inputs[:-1]
+    try:
+        _check_operands(defn, inputs)
+        given = _attributes(defn, inputs, attrs)
+        types = defn.infer(*(None if v is None else v.type for v in inputs), **given)
+    except Exception as error:
+        where = f"\n    at {builder.source}" if builder and builder.source else ""
+        raise IRError(f"{describe(defn, inputs)}: {error}{where}") from error
+    if isinstance(types, TensorType):
+        types = (types,)
+    if builder is None:
+        return Op(defn, inputs, given, types, "", "")
+    return builder.intern(Op(defn, inputs, given, types, builder.source, builder.via))
+
+
+def rebuild(op: Op, inputs: Sequence[Value | None]) -> Op:
+    """`op` on other inputs, keeping its provenance; `op` itself when nothing changed."""
+    if all(a is b for a, b in zip(op.inputs, inputs, strict=True)):
+        return op
+    new = build(op.defn, inputs, op.attrs)
+    if not new.source and op.source:
+        new.source, new.via = op.source, new.via or op.via
+    return new
+
+
+def lift(defn: OpDef, operands: Sequence[Any]) -> list[Value | None]:
+    """Operands with Python numbers turned into `const` ops of the dtype torch would give them."""
+    if not any(isinstance(x, (bool, int, float)) for x in operands):
+        return list(operands)
+    dtypes = [x.dtype for x in operands if isinstance(x, Value)]
+    const = OPS["const"]
+    return [
+        const(value=x, dtype=scalar_dtype(x, dtypes)) if isinstance(x, (bool, int, float)) else x
+        for x in operands
+    ]
+
+
+def _check_operands(defn: OpDef, inputs: tuple[Value | None, ...]) -> None:
+    params = defn.params
+    variadic = bool(params) and params[-1].variadic
+    needed = sum(not (p.optional or p.variadic) for p in params)
+    if len(inputs) < needed or (len(inputs) > len(params) and not variadic):
+        names = ", ".join(p.name for p in params)
+        raise IRError(f"takes operands ({names}), given {len(inputs)}")
+    for i, value in enumerate(inputs):
+        param = params[i] if i < len(params) else params[-1]
+        if value is None:
+            if not param.optional:
+                raise IRError(f"operand {param.name!r} is missing")
+        elif not isinstance(value, Value):
+            raise IRError(f"operand {param.name!r} is a {type(value).__name__}, not a Value")
+        elif value.type.dtype.kind not in param.kinds:
+            raise IRError(f"operand {param.name!r} cannot be {value.dtype}")
+
+
+def _attributes(defn: OpDef, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> dict[str, Any]:
+    if not defn.attrs and not attrs:
+        return {}
+    unknown = [name for name in attrs if name not in defn.attr_kinds]
+    if unknown:
+        known = ", ".join(defn.attr_kinds) or "none"
+        raise IRError(f"unknown attribute {unknown[0]!r}; it has {known}")
+    return {a.name: a.normalise(attrs.get(a.name, a.default), inputs) for a in defn.attrs}
+
+
+def describe(defn: OpDef, inputs: Iterable[Value | None]) -> str:
+    """`matmul(f32[b,h,n,64], f32[b,h,m,64])`, for messages."""
+    shown = ("none" if v is None else str(getattr(v, "type", v)) for v in inputs)
+    return f"{defn.name}({', '.join(shown)})"
+
+
+class Graph:
+    """Inputs, outputs, and every op the outputs reach. Immutable.
+
+    updates: new contents for a buffer (its param name) or an input (its name) after the call.
+    facts: `(symbol, low, high | None)` ranges that capture promised; a symbol without one is >= 0.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
+        updates: Mapping[str, Value] | None = None,
+        facts: Iterable[tuple[str, int, int | None]] = (),
+    ):
+        self.name, self.inputs, self.outputs = name, tuple(inputs), tuple(outputs)
+        self.updates: Mapping[str, Value] = MappingProxyType(dict(updates or {}))
+        self.facts = tuple(sorted(facts))
+        names = [value.op.attrs["name"] for value in self.inputs]
+        if len(set(names)) < len(names):
+            raise IRError(f"graph {name!r} has two inputs of one name: {', '.join(names)}")
+        declared = set(self.inputs)
+        for op in self.ops():
+            if op.name == "input" and op.results[0] not in declared:
+                raise IRError(f"graph {name!r} uses input {op.attrs['name']!r} but does not declare it")
+
+    @functools.cached_property
+    def _ops(self) -> tuple[Op, ...]:
+        order: list[Op] = []
+        seen: set[Op] = set()
+        for root in (*self.inputs, *self.outputs, *self.updates.values()):
+            if root.op in seen:
+                continue
+            seen.add(root.op)
+            stack = [(root.op, iter(root.op.inputs))]
+            while stack:
+                op, rest = stack[-1]
+                for value in rest:
+                    if value is not None and value.op not in seen:
+                        seen.add(value.op)
+                        stack.append((value.op, iter(value.op.inputs)))
+                        break
+                else:
+                    order.append(op)
+                    stack.pop()
+        return tuple(order)
+
+    def ops(self) -> tuple[Op, ...]:
+        """Every op, operands first: the one order used by printing, running and rewriting."""
+        return self._ops
+
+    @property
+    def params(self) -> dict[str, TensorType]:
+        """Names and types of the weights, buffers and lifted constants the graph reads."""
+        return {op.attrs["name"]: op.types[0] for op in self.ops() if op.name == "param"}
+
+    @functools.cached_property
+    def _uses(self) -> dict[Value, tuple[Op, ...]]:
+        users: dict[Value, list[Op]] = {}
+        for op in self.ops():
+            for value in op.operands:
+                users.setdefault(value, []).append(op)
+        return {value: tuple(ops) for value, ops in users.items()}
+
+    def uses(self, value: Value) -> tuple[Op, ...]:
+        """The ops that read `value`, one entry per operand slot; outputs and updates not counted."""
+        return self._uses.get(value, ())
+
+    @functools.cached_property
+    def schedule(self) -> tuple[tuple[Op, tuple[Value, ...]], ...]:
+        """`ops()` with, beside each op, the values nobody needs after it."""
+        last: dict[Value, Op] = {}
+        for op in self.ops():
+            last.update((result, op) for result in op.results)
+            last.update((value, op) for value in op.operands)
+        kept = {*self.outputs, *self.updates.values()}
+        dead: dict[Op, list[Value]] = {}
+        for value, op in last.items():
+            if value not in kept:
+                dead.setdefault(op, []).append(value)
+        return tuple((op, tuple(dead.get(op, ()))) for op in self.ops())
+
+    def symbols(self) -> tuple[str, ...]:
+        """The names of the symbolic dims of the inputs, in order of appearance."""
+        return tuple(dict.fromkeys(symbols(d for v in self.inputs for d in v.shape)))
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(str(self).encode()).hexdigest()
+
+    def digest(self) -> str:
+        """Hex sha256 of the printed text: the same across processes, threads and hash seeds."""
+        return self._digest
+
+    def with_(
+        self,
+        outputs: Sequence[Value] | None = None,
+        updates: Mapping[str, Value] | None = None,
+    ) -> Graph:
+        """This graph with other outputs or updates; itself when they are the same values."""
+        outputs = self.outputs if outputs is None else tuple(outputs)
+        updates = self.updates if updates is None else updates
+        if outputs == self.outputs and dict(updates) == dict(self.updates):
+            return self
+        return Graph(self.name, self.inputs, outputs, updates, self.facts)
+
+    def __str__(self) -> str:
+        from .text import print_graph
+
+        return print_graph(self)
+
+    def __repr__(self) -> str:
+        return f"<graph {self.name}: {len(self.ops())} ops>"
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """Ops as nodes (attributes name, types, source), values as edges (attributes type, slot).
+
+        For users' own analysis; needs networkx. Node keys are positions in `ops()`.
+        """
+        import networkx
+
+        graph = networkx.MultiDiGraph(name=self.name)
+        index = {op: i for i, op in enumerate(self.ops())}
+        for op, i in index.items():
+            graph.add_node(i, name=op.name, types=op.types, source=op.source, attrs=dict(op.attrs))
+            for slot, value in enumerate(op.inputs):
+                if value is not None:
+                    graph.add_edge(index[value.op], i, type=value.type, slot=slot)
+        return graph
+
+
+def elementwise(*types: TensorType, dtype: DType | None = None) -> TensorType:
+    """The type rule of broadcasting ops: common shape, promoted dtype (or `dtype`)."""
+    from .types import broadcast
+
+    return TensorType(dtype or promote(*types), broadcast(*(t.shape for t in types)))

@@ -1,0 +1,14 @@
+"""The vocabulary: each op declared once. Importing this package fills `subquad.ir.core.OPS`."""
+
+from ..core import OPS
+from . import elementwise, graph, index, linear, reduce, shape
+
+__all__ = ["elementwise", "graph", "index", "linear", "reduce", "shape"]
+
+
+def __getattr__(name: str):
+    """`ops.softmax`: any declared op by name."""
+    defn = OPS.get(name.rstrip("_"))
+    if defn is None:
+        raise AttributeError(f"no op is called {name!r}")
+    return defn

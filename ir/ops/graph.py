@@ -1,0 +1,45 @@
+"""Where values come from: graph inputs, weights, constants, and ops outside the vocabulary."""
+
+from typing import Annotated, Any
+
+import numpy as np
+
+from ..attributes import Anything, Number
+from ..declare import op
+from ..errors import IRError
+from ..types import DType, TensorType
+
+
+def _type_of(*_: TensorType, type: Any, **__: Any) -> TensorType:
+    if not isinstance(type, TensorType):
+        raise IRError(f"type={type!r} is no tensor type")
+    return type
+
+
+@op()
+def input(*, name: str, type: Anything):
+    "An input of the graph."
+    return _type_of(type=type)
+
+
+@op()
+def param(*, name: str, type: Anything):
+    "A weight, buffer or lifted constant, by name; the frontend owns the tensor."
+    return _type_of(type=type)
+
+
+@op(numpy=lambda *, value, dtype: np.asarray(value))
+def const(*, value: Number, dtype: DType):
+    "A 0-d constant. The number keeps full precision; `dtype` is what it counts as in promotion."
+    return TensorType(dtype, ())
+
+
+@op()
+def opaque(*xs: Annotated[Any, "operand:buifcx"], target: str, args: Anything, kwargs: Anything = (),
+           types: Anything, key: int = 0):  # fmt: skip
+    """An op outside the vocabulary, run by backends that can call torch; passes leave it alone.
+
+    args, kwargs: the call's structure, operands as `$i`. types: the result types. key: tells apart
+    calls that must not merge (random or effectful); 0 for pure ones.
+    """
+    return types
