@@ -1,0 +1,1 @@
+"""torch -> IR: capture, and the module that stands in for the original."""

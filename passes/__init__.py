@@ -1,0 +1,1 @@
+"""Graph -> Graph: passes, their pipeline and the linear-complexity recipes. Never imports torch."""
