@@ -1,3 +1,67 @@
-"""subquad: make PyTorch models sub-quadratic, one checked graph rewrite at a time."""
+"""subquad: make PyTorch models sub-quadratic, one checked graph rewrite at a time.
+
+    fast = subquad.optimize(model, args)
+    print(fast.log)
+
+Names are loaded when first used, so that `import subquad` costs nothing and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "optimize": "api",
+    "compare": "harness",
+    "bisect": "harness",
+    "Comparison": "harness",
+    "PassLog": "report",
+    "Pipeline": "passes",
+    "EXACT": "passes",
+    "pass_": "passes",
+    "Recipe": "passes",
+    "recipe": "passes",
+    "RECIPES": "passes",
+    "Graph": "ir",
+    "No": "ir",
+    "SubquadError": "ir",
+    "composite": "ir",
+    "op": "ir",
+    "parse": "ir",
+    "rule": "ir",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+if TYPE_CHECKING:
+    from .api import optimize as optimize
+    from .harness import Comparison as Comparison, bisect as bisect, compare as compare
+    from .ir import (
+        Graph as Graph,
+        No as No,
+        SubquadError as SubquadError,
+        composite as composite,
+        op as op,
+        parse as parse,
+        rule as rule,
+    )
+    from .passes import (
+        EXACT as EXACT,
+        RECIPES as RECIPES,
+        Pipeline as Pipeline,
+        Recipe as Recipe,
+        pass_ as pass_,
+        recipe as recipe,
+    )
+    from .report import PassLog as PassLog
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'subquad' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
