@@ -1,9 +1,11 @@
 """The vocabulary: each op declared once. Importing this package fills `subquad.ir.core.OPS`."""
 
 from ..core import OPS
-from . import elementwise, graph, index, linear, reduce, shape
+from . import activation, attention, elementwise, graph, index, linear, norm, reduce, shape
 
-__all__ = ["elementwise", "graph", "index", "linear", "reduce", "shape"]
+__all__ = [
+    "activation", "attention", "elementwise", "graph", "index", "linear", "norm", "reduce", "shape",
+]  # fmt: skip
 
 
 def __getattr__(name: str):

@@ -53,18 +53,3 @@ def cumsum(x: Tensor, *, dim: Axis, dtype: DType | None = None):
     from ..types import i64
 
     return x.with_(dtype=dtype or (i64 if x.dtype.kind in "bui" else x.dtype))
-
-
-def _softmax(x: np.ndarray, *, dim: int) -> np.ndarray:
-    if not x.ndim:
-        return np.where(np.isfinite(x), 1.0, np.nan)
-    if not x.shape[dim]:
-        return x
-    e = np.exp(x - np.max(x, axis=dim, keepdims=True))
-    return e / np.sum(e, axis=dim, keepdims=True)
-
-
-@op(aten=("softmax.int", "_softmax.default"), numpy=_softmax, flops=lambda x, **_: 5 * x.size)
-def softmax(x: Float, *, dim: Axis):
-    "exp(x) along dim, divided by its sum."
-    return x

@@ -1,0 +1,154 @@
+"""Attention, linear attention and rotary positions, each defined by its body."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..core import Value
+from ..declare import Float, Real, Tensor, composite
+from ..dims import Dim
+from ..errors import IRError
+from ..types import TensorType, bool_, broadcast, i64
+from . import elementwise as e
+from . import index, linear, shape
+from . import reduce as r
+from .activation import as_dtype, softmax, wide
+
+CHUNK = 64
+"""Tokens the causal form of linear attention takes at once, for its cost."""
+
+
+@composite
+def rope(x: Real, cos: Real, sin: Real):
+    "x * cos + rotate_half(x) * sin: rotary positions, halves paired (arXiv:2104.09864)."
+    half, last = x.shape[-1] // 2, x.rank - 1
+    if half * 2 != x.shape[-1]:
+        raise IRError(f"{x.shape[-1]} features do not pair up")
+    first = shape.slice_(x, dim=last, start=0, end=half)
+    second = shape.slice_(x, dim=last, start=half, end=x.shape[-1])
+    return x * cos + shape.cat(-second, first, dim=last) * sin
+
+
+def heads(q: TensorType | Value, k: TensorType | Value, v: TensorType | Value) -> Dim:
+    """Query heads to each key head, of q [b,h,n,d], k [b,g,m,d], v [b,g,m,e].
+
+    Raises IRError where the shapes are not those of attention.
+    """
+    if not q.rank == k.rank == v.rank == 4:
+        raise IRError(f"q, k and v need four axes [b,h,n,d], given {q.rank}, {k.rank} and {v.rank}")
+    if k.shape[:3] != v.shape[:3]:
+        raise IRError(f"k [{_text(k)}] and v [{_text(v)}] differ before the last axis")
+    if q.shape[0] != k.shape[0]:
+        raise IRError(f"batch sizes differ: {q.shape[0]} and {k.shape[0]}")
+    if q.shape[3] != k.shape[3]:
+        raise IRError(f"q has {q.shape[3]} features a head, k has {k.shape[3]}")
+    each = q.shape[1] // k.shape[1] if k.shape[1] != 0 else 0
+    if each * k.shape[1] != q.shape[1]:
+        raise IRError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
+    return each
+
+
+def _text(x: TensorType | Value) -> str:
+    return ",".join(map(str, x.shape))
+
+
+def grouped(q: Value, k: Value) -> Value:
+    """q [b,h,n,d] with the query heads that share a key head of k laid end to end, [b,g,rn,d]."""
+    b, g = k.shape[:2]
+    return shape.reshape(q, shape=(b, g, heads(q, k, k) * q.shape[2], q.shape[3]))
+
+
+def swap(x: Value) -> Value:
+    """The last two axes of x exchanged."""
+    return shape.permute(x, dims=(*range(x.rank - 2), x.rank - 1, x.rank - 2))
+
+
+def causal_mask(n: Dim, m: Dim) -> Value:
+    """bool[n,m]: key j is kept for query i iff j <= i."""
+    rows = shape.reshape(index.arange(start=0, end=n, dtype=i64), shape=(n, 1))
+    return e.le(index.arange(start=0, end=m, dtype=i64), rows)
+
+
+@composite
+def attention(
+    q: Real, k: Real, v: Real, mask: Tensor | None = None, *, scale: float, causal: bool = False,
+    safe: bool = True,
+):  # fmt: skip
+    """softmax(scale * q k^T + mask) v for q [b,h,n,d], k [b,g,m,d], v [b,g,m,e]; h a multiple of g.
+
+    mask: bool (True keeps) or additive, broadcastable to [b,h,n,m]. causal: key j is kept for query
+    i iff j <= i. safe: a row whose keys are all masked gives 0, as in torch's
+    scaled_dot_product_attention, instead of the NaN that a plain softmax gives.
+    """
+    each = heads(q, k, v)
+    (b, h, n, _), m = q.shape, k.shape[2]
+    scores = linear.matmul(grouped(q, k), swap(k))
+    scores = wide(shape.reshape(scores, shape=(b, h, n, m))) * scale
+    if causal:
+        scores = e.where(causal_mask(n, m), scores, float("-inf"))
+    if mask is not None:
+        if broadcast(mask.shape, scores.shape) != scores.shape:
+            raise IRError(f"mask [{_text(mask)}] does not broadcast to [{_text(scores)}]")
+        if mask.dtype is bool_:
+            scores = e.where(mask, scores, float("-inf"))
+        else:
+            scores = scores + as_dtype(mask, scores.dtype)
+    weights = softmax(scores, dim=3)
+    if safe and mask is not None:
+        dead = e.eq(r.amax(scores, dim=(3,), keepdim=True), float("-inf"))
+        weights = e.where(dead, 0.0, weights)
+    weights = as_dtype(weights, v.dtype)
+    out = linear.matmul(shape.reshape(weights, shape=(b, k.shape[1], each * n, m)), v)
+    return as_dtype(shape.reshape(out, shape=(b, h, n, v.shape[3])), q.dtype)
+
+
+def _linear_flops(q: TensorType, k: TensorType, v: TensorType, *, causal: bool, normalize: bool,
+                  eps: float) -> Dim:  # fmt: skip
+    (b, h, n, d), (_, g, m, _), width = q.shape, k.shape, v.shape[3] + int(normalize)
+    inside = h * n * CHUNK * (d + width) if causal else 0
+    return 2 * b * (inside + (h * n + g * m) * d * width)
+
+
+def _recurrent(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, causal: bool, normalize: bool, eps: float
+) -> np.ndarray:
+    each = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, each, axis=1), np.repeat(v, each, axis=1)
+    v = np.concatenate([v, np.ones_like(v[..., :1])], axis=-1)
+    if causal:
+        state = np.zeros((*k.shape[:2], k.shape[3], v.shape[3]))
+        out = np.empty((*q.shape[:3], v.shape[3]))
+        for t in range(q.shape[2]):
+            state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
+            out[:, :, t] = (q[:, :, t, None, :] @ state)[:, :, 0]
+    else:
+        out = q @ (np.swapaxes(k, 2, 3) @ v)
+    return out[..., :-1] / (out[..., -1:] + eps) if normalize else out[..., :-1]
+
+
+@composite(flops=_linear_flops, numpy=_recurrent)
+def linear_attention(
+    q: Float, k: Float, v: Float, *, causal: bool, normalize: bool, eps: float = 0.0
+):
+    """Attention with weights w = q k^T and no softmax (arXiv:2006.16236), shapes as in `attention`.
+
+    causal: only keys j <= i, and n == m. normalize: each row divided by its sum of weights + eps.
+    The body is the parallel form; backends and the oracle run the recurrence, linear in tokens.
+    """
+    each = heads(q, k, v)
+    (b, h, n, _), (_, g, m, width) = q.shape, v.shape
+    if causal and n != m:
+        raise IRError(f"causal=True needs as many queries as keys, not {n} and {m}")
+    x, k, v = wide(q), wide(k), wide(v)
+    if causal:
+        weights = shape.reshape(linear.matmul(grouped(x, k), swap(k)), shape=(b, h, n, m))
+        weights = e.where(causal_mask(n, m), weights, 0.0)
+        total = r.sum_(weights, dim=(3,), keepdim=True)
+        out = linear.matmul(shape.reshape(weights, shape=(b, g, each * n, m)), v)
+    else:
+        x = grouped(x, k)
+        out = linear.matmul(x, linear.matmul(swap(k), v))
+        total = linear.matmul(x, swap(r.sum_(k, dim=(2,), keepdim=True)))
+        total = shape.reshape(total, shape=(b, h, n, 1))
+    out = shape.reshape(out, shape=(b, h, n, width))
+    return as_dtype(out / (total + eps) if normalize else out, q.dtype)
