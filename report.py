@@ -1,0 +1,554 @@
+"""What people read: the log of a run, as a table, as plain data, as JSON.
+
+    print(fast.log)                  one row a pass, then undone, refused, what could be gained
+    fast.log.why("attention")        the refusals of a rule, a pass, or at a place in the model
+    fast.log.diff("recognize")       the ops a pass removed and added, with their sources
+    fast.log.to_dict()               all of it, ready for json.dumps
+
+FLOPs and bytes are symbolic in the graph; they are shown at the sizes of the example inputs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .ir import Cost, Dim, Graph, IRError, No, Op, cost, diff, print_graph
+from .ir.dims import evaluate
+
+if TYPE_CHECKING:
+    from .passes.pipeline import Step
+
+WIDTH = 110
+"""Columns of `str(log)`."""
+
+DATA = frozenset({"input", "param", "const"})
+"""Ops that stand for data: nothing is computed, so the log does not count them."""
+
+SHOWN = 5
+"""Places listed for one refusal; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a recipe would save at one attention site, for `PassLog.gains`. Costs may be symbolic.
+
+    site: module path. source: where in the model. before, after: the cost of the attention as it
+    is and as `recipe` would compute it. call: what the user types to get it.
+    """
+
+    site: str
+    source: str
+    recipe: str
+    before: Cost
+    after: Cost
+    call: str
+    kind: str = "approximate"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A rule that matched and said no: where, and why."""
+
+    step: str
+    rule: str
+    source: str
+    reason: str
+    op: Op
+
+    def __str__(self) -> str:
+        return f"{self.rule} ({self.step}) at {self.source or self.op!r}: {self.reason}"
+
+
+class Refusals(tuple[Refusal, ...]):
+    """Refusals, nearest to the question first; prints one a line."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no refusals"
+
+
+class PassLog:
+    """The steps of one run of a pipeline. `str()` is a table; everything in it is also data.
+
+    steps: what the pipeline did, in order. gains: what could be had by naming a recipe.
+    sizes: values of the symbolic dims at the example inputs. sites: the attentions found.
+    """
+
+    def __init__(
+        self,
+        steps: Iterable[Step],
+        gains: Iterable[Gain] = (),
+        *,
+        sizes: Mapping[str, int] | None = None,
+        sites: Iterable[Any] = (),
+    ):
+        self.steps, self.gains = tuple(steps), tuple(gains)
+        self.sizes, self.sites = dict(sizes or {}), tuple(sites)
+
+    # ---- questions -------------------------------------------------------------------------
+
+    def applied(self, step: Step | None = None) -> Counter[str]:
+        """How often each rule fired, in one step or in all."""
+        steps = self.steps if step is None else (step,)
+        return Counter(e.rule for s in steps for e in s.events if not isinstance(e.result, No))
+
+    def refusals(self, step: Step | None = None) -> Refusals:
+        """Every refusal, in one step or in all; the same one at the same place is listed once."""
+        found: dict[tuple[str, str, str], Refusal] = {}
+        for s in self.steps if step is None else (step,):
+            for event in s.events:
+                if isinstance(event.result, No):
+                    at = event.result.at.op if event.result.at is not None else event.at
+                    source = event.at.source or at.source
+                    refusal = Refusal(s.name, event.rule, source, event.result.reason, event.at)
+                    key = (event.rule, source or str(id(event.at)), refusal.reason)
+                    found.setdefault(key, refusal)
+        return Refusals(found.values())
+
+    def why(self, name: str) -> Refusals:
+        """Refusals of rules or passes called `name`, then those that contain it, then those at a
+        place in the model that contains it; empty when nothing refused."""
+        wanted = name.lower()
+
+        def distance(r: Refusal) -> int:
+            if wanted in (r.rule.lower(), r.step.lower()):
+                return 0
+            if wanted in r.rule.lower() or wanted in r.step.lower():
+                return 1
+            if wanted in r.source.lower() or wanted == r.op.name:
+                return 2
+            return 3 if wanted in r.reason.lower() else 4
+
+        found = [r for r in self.refusals() if distance(r) < 4]
+        return Refusals(sorted(found, key=distance))
+
+    def step(self, which: int | str | Step) -> Step:
+        """A step by position, by the name of its pass (the last one of that name), or itself."""
+        if isinstance(which, int):
+            return self.steps[which]
+        if not isinstance(which, str):
+            return which
+        for step in reversed(self.steps):
+            if step.name == which:
+                return step
+        names = ", ".join(s.name for s in self.steps) or "none"
+        raise IRError(f"no step called {which!r} in this log; it has: {names}")
+
+    def diff(self, which: int | str | Step) -> str:
+        """The lines of the graph that a step took away (-) and put in (+), with their sources."""
+        step = self.step(which)
+        change = diff(step.before, step.after)
+        gone, new = set(change.removed), set(change.added)
+        lines = [f"{step.name}: {len(gone)} ops removed, {len(new)} added"]
+        lines += (f"- {text}" for op, text in _lines(step.before) if op in gone)
+        lines += (f"+ {text}" for op, text in _lines(step.after) if op in new)
+        return "\n".join(lines)
+
+    def number(self, dim: Dim) -> int | None:
+        """A dim at the example sizes; None where one of its symbols has no value."""
+        try:
+            return evaluate(dim, self.sizes)
+        except IRError:
+            return None
+
+    def cost(self) -> tuple[Cost, Cost]:
+        """The cost before the first step and after the last, symbolic in the dims."""
+        if not self.steps:
+            return Cost(), Cost()
+        return cost(self.steps[0].before), cost(self.steps[-1].after)
+
+    @property
+    def error(self) -> float | None:
+        """The largest error of a checked step that was kept; None if none was checked."""
+        errors = [s.error for s in self.steps if s.error is not None and not s.undone]
+        return max(errors, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The log as numbers, strings, lists and dicts; polynomials as text."""
+        gains = [
+            {"site": g.site, "source": g.source, "recipe": g.recipe, "kind": g.kind, "call": g.call,
+             "before": self._cost_dict(g.before), "after": self._cost_dict(g.after)}
+            for g in self.gains
+        ]  # fmt: skip
+        names = ("path", "source", "mask", "q_heads", "kv_heads", "head_dim", "decision", "reason")
+        sites = [{n: getattr(s, n, None) for n in names} for s in self.sites]
+        steps = [self._step_dict(s) for s in self.steps]
+        plain = {"sizes": self.sizes, "steps": steps, "sites": sites, "gains": gains}
+        made: dict[str, Any] = json.loads(json.dumps(plain, default=str))
+        return made
+
+    def _step_dict(self, step: Step) -> dict[str, Any]:
+        refused = self.refusals(step)
+        return {
+            "pass": step.name,
+            "seconds": step.seconds,
+            "ops": [_size(step.before), _size(step.after)],
+            "before": self._cost_dict(cost(step.before)),
+            "after": self._cost_dict(cost(step.after)),
+            "error": step.error,
+            "applied": dict(self.applied(step)),
+            "refused": [{"rule": r.rule, "source": r.source, "reason": r.reason} for r in refused],
+            "undone": step.undone,
+        }
+
+    def _cost_dict(self, c: Cost) -> dict[str, Any]:
+        return {
+            "flops": self.number(c.flops), "bytes": self.number(c.bytes),
+            "flops_symbolic": str(c.flops), "bytes_symbolic": str(c.bytes),
+        }  # fmt: skip
+
+    # ---- printing --------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<PassLog: {', '.join(s.name for s in self.steps)}>"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._parts()
+
+    def text(self, width: int = WIDTH, *, symbolic: bool = False) -> str:
+        """The log as plain text of `width` columns; with `symbolic`, costs as polynomials below."""
+        parts = list(self._parts())
+        if symbolic:
+            parts.append(self._polynomials())
+        return plain(*parts, width=width)
+
+    def _parts(self) -> Iterable[RenderableType]:
+        yield self._table()
+        for heading, lines in (("undone", self._undone()), ("refused", self._refused())):
+            if lines:
+                yield Text(f"\n{heading}", style="bold")
+                for line in lines:
+                    yield Padding(Text(line, overflow="fold"), (0, 0, 0, 2))
+        if self.gains:
+            yield from self._gained()
+
+    def _table(self) -> Table:
+        table = grid("pass", "ms>", "ops>", "FLOPs>", "bytes>", "max error>", "rules applied")
+        for s in self.steps:
+            rules = ", ".join(f"{rule} {n}" for rule, n in self.applied(s).most_common())
+            table.add_row(
+                s.name,
+                f"{s.seconds * 1e3:.1f}",
+                f"{_size(s.before)} -> {_size(s.after)}",
+                *self._ratios(s.before, s.after),
+                error(s.error),
+                ("UNDONE; " if s.undone else "") + (rules or "-"),
+            )
+        if self.steps:
+            first, last = self.steps[0].before, self.steps[-1].after
+            at = ", ".join(f"{k} = {v}" for k, v in self.sizes.items())
+            before, after = self.cost()
+            totals = f"{self._count(before.flops)}FLOP -> {self._count(after.flops)}FLOP"
+            table.add_row(
+                "all",
+                f"{sum(s.seconds for s in self.steps) * 1e3:.1f}",
+                f"{_size(first)} -> {_size(last)}",
+                *self._ratios(first, last),
+                error(self.error),
+                totals + (f" at {at}" if at else ""),
+                style="bold",
+            )
+        return table
+
+    def _ratios(self, before: Graph, after: Graph) -> tuple[str, str]:
+        old, new = cost(before), cost(after)
+        return self._ratio(old.flops, new.flops), self._ratio(old.bytes, new.bytes)
+
+    def _ratio(self, old: Dim, new: Dim) -> str:
+        if old == new:
+            return "1.00x"
+        a, b = self.number(old), self.number(new)
+        return "?" if a is None or b is None or not a else f"{b / a:.2f}x"
+
+    def _count(self, dim: Dim) -> str:
+        n = self.number(dim)
+        return f"{dim} " if n is None else count(n)
+
+    def _undone(self) -> list[str]:
+        return [f"{s.name}: {s.undone}" for s in self.steps if s.undone]
+
+    def _refused(self) -> list[str]:
+        places: dict[tuple[str, str, str], list[str]] = {}
+        for r in self.refusals():
+            places.setdefault((r.step, r.rule, r.reason), []).append(r.source or repr(r.op))
+        lines = []
+        for (step, rule, reason), where in places.items():
+            more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
+            rule = rule if rule == step else f"{step} / {rule}"
+            lines.append(f"{rule} at {', '.join(where[:SHOWN])}{more}: {reason}")
+        return lines
+
+    def _gained(self) -> Iterable[RenderableType]:
+        at = ", ".join(f"{k} = {v}" for k, v in self.sizes.items())
+        title = "what could be gained next, if you ask for it"
+        yield Text(f"\n{title}{f' (predicted at {at})' if at else ''}", style="bold")
+        table = grid("site", "recipe", "kind", "FLOPs>", ">", "bytes>", ">")
+        groups: dict[tuple[str, str, str, Cost, Cost], list[Gain]] = {}
+        for g in self.gains:
+            groups.setdefault((g.recipe, g.kind, g.call, g.before, g.after), []).append(g)
+        for (recipe, kind, _, old, new), gains in groups.items():
+            sites = gains[0].site + (f" and {len(gains) - 1} like it" if len(gains) > 1 else "")
+            row = [sites, recipe, kind]
+            for a, b in ((old.flops, new.flops), (old.bytes, new.bytes)):
+                row += [f"{self._count(a).strip()} -> {self._count(b).strip()}", self._ratio(a, b)]
+            table.add_row(*row)
+        yield Padding(table, (0, 0, 0, 2))
+        for call in dict.fromkeys(g.call for g in self.gains):
+            yield Padding(Text(call, overflow="fold"), (0, 0, 0, 2))
+
+    def _polynomials(self) -> RenderableType:
+        before, after = self.cost()
+        table = grid("", "before the first pass", "after the last")
+        table.add_row("FLOPs", str(before.flops), str(after.flops))
+        table.add_row("bytes", str(before.bytes), str(after.bytes))
+        return Padding(table, (1, 0, 0, 0))
+
+
+def grid(*columns: str) -> Table:
+    """A table without lines, for logs; a column whose name ends in ">" is right-aligned."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, name in enumerate(columns):
+        last = i == len(columns) - 1
+        table.add_column(
+            name.rstrip(">"),
+            justify="right" if name.endswith(">") else "left",
+            no_wrap=not last and i > 0,
+            overflow="fold",
+        )
+    return table
+
+
+def plain(*parts: RenderableType, width: int = WIDTH) -> str:
+    """What rich would show, as text without colour codes or trailing blanks."""
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False,
+        force_jupyter=False, legacy_windows=False, emoji=False, markup=False, highlight=False,
+    )  # fmt: skip
+    for part in parts:
+        console.print(part)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def count(n: float, step: int = 1000) -> str:
+    """`1.5 G`: three figures and a prefix; a trailing blank when there is no prefix."""
+    prefixes = ["", "K", "M", "G", "T", "P"]
+    while abs(n) >= step and len(prefixes) > 1:
+        n /= step
+        del prefixes[0]
+    return f"{n:.3g} {prefixes[0]}"
+
+
+def error(self) -> float | None:
+        """The largest error of a checked step that was kept; None if none was checked."""
+        errors = [s.error for s in self.steps if s.error is not None and not s.undone]
+        return max(errors, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The log as numbers, strings, lists and dicts; polynomials as text."""
+        gains = [
+            {"site": g.site, "source": g.source, "recipe": g.recipe, "kind": g.kind, "call": g.call,
+             "before": self._cost_dict(g.before), "after": self._cost_dict(g.after)}
+            for g in self.gains
+        ]  # fmt: skip
+        names = ("path", "source", "mask", "q_heads", "kv_heads", "head_dim", "decision", "reason")
+        sites = [{n: getattr(s, n, None) for n in names} for s in self.sites]
+        steps = [self._step_dict(s) for s in self.steps]
+        plain = {"sizes": self.sizes, "steps": steps, "sites": sites, "gains": gains}
+        made: dict[str, Any] = json.loads(json.dumps(plain, default=str))
+        return made
+
+    def _step_dict(self, step: Step) -> dict[str, Any]:
+        refused = self.refusals(step)
+        return {
+            "pass": step.name,
+            "seconds": step.seconds,
+            "ops": [_size(step.before), _size(step.after)],
+            "before": self._cost_dict(cost(step.before)),
+            "after": self._cost_dict(cost(step.after)),
+            "error": step.error,
+            "applied": dict(self.applied(step)),
+            "refused": [{"rule": r.rule, "source": r.source, "reason": r.reason} for r in refused],
+            "undone": step.undone,
+        }
+
+    def _cost_dict(self, c: Cost) -> dict[str, Any]:
+        return {
+            "flops": self.number(c.flops), "bytes": self.number(c.bytes),
+            "flops_symbolic": str(c.flops), "bytes_symbolic": str(c.bytes),
+        }  # fmt: skip
+
+    # ---- printing --------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<PassLog: {', '.join(s.name for s in self.steps)}>"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._parts()
+
+    def text(self, width: int = WIDTH, *, symbolic: bool = False) -> str:
+        """The log as plain text of `width` columns; with `symbolic`, costs as polynomials below."""
+        parts = list(self._parts())
+        if symbolic:
+            parts.append(self._polynomials())
+        return plain(*parts, width=width)
+
+    def _parts(self) -> Iterable[RenderableType]:
+        yield self._table()
+        for heading, lines in (("undone", self._undone()), ("refused", self._refused())):
+            if lines:
+                yield Text(f"\n{heading}", style="bold")
+                for line in lines:
+                    yield Padding(Text(line, overflow="fold"), (0, 0, 0, 2))
+        if self.gains:
+            yield from self._gained()
+
+    def _table(self) -> Table:
+        table = grid("pass", "ms>", "ops>", "FLOPs>", "bytes>", "max error>", "rules applied")
+        for s in self.steps:
+            rules = ", ".join(f"{rule} {n}" for rule, n in self.applied(s).most_common())
+            table.add_row(
+                s.name,
+                f"{s.seconds * 1e3:.1f}",
+                f"{_size(s.before)} -> {_size(s.after)}",
+                *self._ratios(s.before, s.after),
+                error(s.error),
+                ("UNDONE; " if s.undone else "") + (rules or "-"),
+            )
+        if self.steps:
+            first, last = self.steps[0].before, self.steps[-1].after
+            at = ", ".join(f"{k} = {v}" for k, v in self.sizes.items())
+            before, after = self.cost()
+            totals = f"{self._count(before.flops)}FLOP -> {self._count(after.flops)}FLOP"
+            table.add_row(
+                "all",
+                f"{sum(s.seconds for s in self.steps) * 1e3:.1f}",
+                f"{_size(first)} -> {_size(last)}",
+                *self._ratios(first, last),
+                error(self.error),
+                totals + (f" at {at}" if at else ""),
+                style="bold",
+            )
+        return table
+
+    def _ratios(self, before: Graph, after: Graph) -> tuple[str, str]:
+        old, new = cost(before), cost(after)
+        return self._ratio(old.flops, new.flops), self._ratio(old.bytes, new.bytes)
+
+    def _ratio(self, old: Dim, new: Dim) -> str:
+        if old == new:
+            return "1.00x"
+        a, b = self.number(old), self.number(new)
+        return "?" if a is None or b is None or not a else f"{b / a:.2f}x"
+
+    def _count(self, dim: Dim) -> str:
+        n = self.number(dim)
+        return f"{dim} " if n is None else count(n)
+
+    def _undone(self) -> list[str]:
+        return [f"{s.name}: {s.undone}" for s in self.steps if s.undone]
+
+    def _refused(self) -> list[str]:
+        places: dict[tuple[str, str, str], list[str]] = {}
+        for r in self.refusals():
+            places.setdefault((r.step, r.rule, r.reason), []).append(r.source or repr(r.op))
+        lines = []
+        for (step, rule, reason), where in places.items():
+            more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
+            rule = rule if rule == step else f"{step} / {rule}"
+            lines.append(f"{rule} at {', '.join(where[:SHOWN])}{more}: {reason}")
+        return lines
+
+    def _gained(self) -> Iterable[RenderableType]:
+        at = ", ".join(f"{k} = {v}" for k, v in self.sizes.items())
+        title = "what could be gained next, if you ask for it"
+        yield Text(f"\n{title}{f' (predicted at {at})' if at else ''}", style="bold")
+        table = grid("site", "recipe", "kind", "FLOPs>", ">", "bytes>", ">")
+        groups: dict[tuple[str, str, str, Cost, Cost], list[Gain]] = {}
+        for g in self.gains:
+            groups.setdefault((g.recipe, g.kind, g.call, g.before, g.after), []).append(g)
+        for (recipe, kind, _, old, new), gains in groups.items():
+            sites = gains[0].site + (f" and {len(gains) - 1} like it" if len(gains) > 1 else "")
+            row = [sites, recipe, kind]
+            for a, b in ((old.flops, new.flops), (old.bytes, new.bytes)):
+                row += [f"{self._count(a).strip()} -> {self._count(b).strip()}", self._ratio(a, b)]
+            table.add_row(*row)
+        yield Padding(table, (0, 0, 0, 2))
+        for call in dict.fromkeys(g.call for g in self.gains):
+            yield Padding(Text(call, overflow="fold"), (0, 0, 0, 2))
+
+    def _polynomials(self) -> RenderableType:
+        before, after = self.cost()
+        table = grid("", "before the first pass", "after the last")
+        table.add_row("FLOPs", str(before.flops), str(after.flops))
+        table.add_row("bytes", str(before.bytes), str(after.bytes))
+        return Padding(table, (1, 0, 0, 0))
+
+
+def grid(*columns: str) -> Table:
+    """A table without lines, for logs; a column whose name ends in ">" is right-aligned."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, name in enumerate(columns):
+        last = i == len(columns) - 1
+        table.add_column(
+            name.rstrip(">"),
+            justify="right" if name.endswith(">") else "left",
+            no_wrap=not last and i > 0,
+            overflow="fold",
+        )
+    return table
+
+
+def plain(*parts: RenderableType, width: int = WIDTH) -> str:
+    """What rich would show, as text without colour codes or trailing blanks."""
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False,
+        force_jupyter=False, legacy_windows=False, emoji=False, markup=False, highlight=False,
+    )  # fmt: skip
+    for part in parts:
+        console.print(part)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def count(n: float, step: int = 1000) -> str:
+    """`1.5 G`: three figures and a prefix; a trailing blank when there is no prefix."""
+    for prefix in ("", "K", "M", "G", "T"):
+        if abs(n) < step:
+            break
+        n /= step
+    else:
+        prefix = "P"
+    return f"{n:.3g} {prefix}"
+
+
+def error(e: float | None) -> str:
+    """An error for a table: `-` where it was not measured."""
+    return "-" if e is None else "0" if e == 0 else f"{e:.1e}"
+
+
+def _size(graph: Graph) -> int:
+    return sum(op.name not in DATA for op in graph.ops())
+
+
+def _lines(graph: Graph) -> list[tuple[Op, str]]:
+    """Each op but the inputs with its line of the printed graph."""
+    text = print_graph(graph, sources=True).splitlines()
+    own = [line[2:] for line in text if line.startswith("  %")]  # nested graphs are indented more
+    ops: Sequence[Op] = [op for op in graph.ops() if op.name != "input"]
+    return list(zip(ops, own, strict=True))
