@@ -126,8 +126,10 @@ def _instance(kind: type) -> Callable[[Any, Sequence[Any]], Any]:
 
 
 def _number(value: Any, _: Sequence[Any]) -> bool | int | float:
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int)):
         return value
+    if isinstance(value, float):
+        return float(value)  # numpy's float64 is a float, and prints otherwise
     raise TypeError
 
 
@@ -165,21 +167,21 @@ Anything = Annotated[Any, "any"]
 
 def attr_key(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
     """A hashable key that tells 1, 1.0 and True apart, and 0.0 from -0.0; NaN equals NaN."""
-    return tuple(_key(value) for value in attrs.values())
+    return tuple(map(_key, attrs.values()))
 
 
 def _key(value: Any) -> Any:
     kind = type(value)
     if kind is float:
-        return ("float", repr(value))
+        return (float, repr(value))  # no attribute value is a class, so the tag is unmistakable
     if kind is tuple:
         return tuple(map(_key, value))
     if kind is bool:
-        return ("bool", value)
+        return (bool, value)
     if kind in (int, str, Poly, Slot, DType, TensorType, type(None)):
         return value
     if isinstance(value, tuple):
         return tuple(map(_key, value))
     if hasattr(value, "digest"):  # a Graph
-        return ("graph", value.digest())
+        return (kind, value.digest())
     raise IRError(f"a {kind.__name__} cannot be an attribute value")

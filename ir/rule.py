@@ -12,9 +12,10 @@ that returns `No(reason)` (or None, silently), and a computed attribute is an ex
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .attributes import REQUIRED, attr_key
@@ -101,7 +102,7 @@ class Rule:
     after: Callable[..., Any]
     exact: bool
     doc: str
-    patterns: tuple[Pattern, ...] = field(default=())
+    patterns: tuple[Pattern, ...] = ()
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -135,7 +136,7 @@ class Rule:
             refusal = result if isinstance(result, No) else refusal
         return refusal
 
-    @property
+    @functools.cached_property
     def _wants(self) -> tuple[str, ...]:
         code = self.after.__code__
         return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
@@ -202,15 +203,15 @@ def _solve(goals: Any, bound: dict[str, Any]) -> dict[str, Any] | None:
             if number is None or not _bind(pattern.name, number, bound):
                 return None
         elif kind is Pattern:
-            if value is None or pattern.defn is not value.op.defn:
-                return None
+            if value is None or pattern.defn is not value.op.defn or value.index:
+                return None  # a pattern stands for the first result
             op = value.op
             if len(pattern.inputs) != len(op.inputs) or not _match_attrs(pattern, op, bound):
                 return None
             if pattern.defn.commutative:
                 (p, q), (x, y) = pattern.inputs, op.inputs
                 straight = _solve(((p, x), ((q, y), goals)), dict(bound))
-                return straight or _solve(((p, y), ((q, x), goals)), bound)
+                return _solve(((p, y), ((q, x), goals)), bound) if straight is None else straight
             for pair in zip(pattern.inputs, op.inputs, strict=True):
                 goals = (pair, goals)
         elif pattern is None:

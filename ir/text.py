@@ -17,11 +17,10 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import dims
-from .attributes import Slot
+from .attributes import Slot, _a
 from .core import OPS, Graph, Value, build, building
 from .dims import Dim, Poly
 from .errors import IRError
@@ -81,16 +80,16 @@ def _literal(value: Any, indent: str = "") -> str:
 
 
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t\r]+|//[^\n]*)|(?P<line>\n)|(?P<value>%[A-Za-z0-9_.]+)|(?P<slot>\$[0-9]+)
+    r"""[ \t\r]*(?:(?P<value>%[A-Za-z0-9_.]+)|(?P<name>[A-Za-z_][A-Za-z0-9_.]*)
+    |(?P<sign>//|<=|>=|[-+*(){}\[\],:=])|(?P<line>\n)|(?P<slot>\$[0-9]+)
     |(?P<string>"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*")
     |(?P<float>[0-9]+\.[0-9]*(?:e[+-]?[0-9]+)?|[0-9]+e[+-]?[0-9]+)|(?P<int>[0-9]+)
-    |(?P<name>[A-Za-z_][A-Za-z0-9_.]*)|(?P<sign>//|<=|>=|[-+*%(){}\[\],:=])""",
+    |(?P<bad>[^ \t\r]))""",
     re.VERBOSE,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     start: int
@@ -110,9 +109,9 @@ def parse_many(text: str) -> list[Graph]:
         raise IRError(f"expected text, got {type(text).__name__}")
     if len(text) > MAX_BYTES:
         raise IRError(f"text of {len(text)} characters; the limit is {MAX_BYTES}")
-    parser = _Parser(text)
     graphs = []
     with building():
+        parser = _Parser(text)
         while parser.peek().kind != "end":
             graphs.append(parser.graph())
     return graphs
@@ -121,28 +120,33 @@ def parse_many(text: str) -> list[Graph]:
 class _Parser:
     def __init__(self, text: str):
         self.text, self.at, self.depth = text, 0, 0
+        self.types: dict[str, tuple[TensorType, int]] = {}  # by text, with the number of tokens
         self.tokens = self._tokenize()
 
     def _tokenize(self) -> list[_Token]:
-        tokens, position, text = [], 0, self.text
+        tokens: list[_Token] = []
         inside = 0  # `//` divides inside brackets of types and tuples, and is a comment elsewhere
-        while position < len(text):
-            match = _TOKEN.match(text, position)
-            if match is None:
-                self._fail(_Token("bad", text[position], position), f"cannot read {text[position]!r}")
-            kind, piece = match.lastgroup or "", match.group()
-            if piece.startswith("//") and inside and kind == "space":
-                kind, piece = "sign", "//"
-            if kind == "sign" and piece in "([":
-                inside += 1
-            elif kind == "sign" and piece in ")]":
-                inside = max(0, inside - 1)
-            elif kind == "line":
-                inside = 0
-            if kind not in ("space", "line"):
-                tokens.append(_Token(kind, piece, position))
-            position += len(piece)
-        tokens.append(_Token("end", "end of text", len(text)))
+        comment = False
+        for match in _TOKEN.finditer(self.text):
+            kind = match.lastgroup or ""
+            if kind == "line":
+                inside, comment = 0, False
+                continue
+            if comment:
+                continue
+            token = _Token(kind, match[kind], match.start(kind))
+            if kind == "sign":
+                if token.text in "([":
+                    inside += 1
+                elif token.text in ")]":
+                    inside = max(0, inside - 1)
+                elif token.text == "//" and not inside:
+                    comment = True
+                    continue
+            elif kind == "bad":
+                self._fail(token, f"cannot read {token.text!r}")
+            tokens.append(token)
+        tokens.append(_Token("end", "end of text", len(self.text)))
         return tokens
 
     def _fail(self, token: _Token, message: str) -> NoReturn:
@@ -180,7 +184,7 @@ class _Parser:
     def take(self, kind: str) -> _Token:
         token = self.next()
         if token.kind != kind:
-            self._fail(token, f"expected a {kind}, found {token.text!r}")
+            self._fail(token, f"expected {_a(kind)}, found {token.text!r}")
         return token
 
     def nested(self, token: _Token, step: int) -> None:
@@ -304,13 +308,22 @@ class _Parser:
         return self._type_of(DTYPES[token.text])
 
     def _type_of(self, dtype: DType) -> TensorType:
+        first = self.at - 1
+        start = self.tokens[first].start
+        text = self.text[start : self.text.find("]", start)]
+        if text in self.types:  # most types of a text are alike
+            type, size = self.types[text]
+            self.at = first + size
+            return type
         self.expect("[")
         shape: list[Dim] = []
         while not self.accept("]"):
             shape.append(self.dim())
             if self.peek().text != "]":
                 self.expect(",")
-        return TensorType(dtype, tuple(shape))
+        type = TensorType(dtype, tuple(shape))
+        self.types[text] = type, self.at - first
+        return type
 
     def string(self) -> str:
         token = self.take("string")
@@ -332,7 +345,9 @@ class _Parser:
             return self.string()
         if token.kind == "slot":
             self.next()
-            return Slot(int(token.text[1:8]))
+            if len(token.text) > 8:
+                self._fail(token, "an operand number of more than 7 digits")
+            return Slot(int(token.text[1:]))
         if token.text == "graph":
             return self.graph()
         if token.text == "(":
@@ -371,7 +386,7 @@ class _Parser:
         self.nested(start, -1)
         if comma or not items:
             return tuple(items)
-        if not isinstance(items[0], (int, Poly)):
+        if isinstance(items[0], bool) or not isinstance(items[0], (int, Poly)):
             self._fail(start, "a tuple of one is written (x,)")
         return self._more(self._factors(items[0]), start)  # it was a bracketed dim: go on after it
 

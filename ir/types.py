@@ -97,8 +97,10 @@ def product(dims: Iterable[Dim]) -> Dim:
 def broadcast(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
     """The common shape after numpy broadcasting. Unknown dims are never taken to be equal or 1."""
     first = tuple(shapes[0]) if shapes else ()
-    if all(tuple(shape) == first for shape in shapes):
+    shapes = tuple([shape for shape in shapes[1:] if shape != first])  # most are all alike
+    if not shapes:
         return first
+    shapes = (first, *shapes)
     rank = max(len(shape) for shape in shapes)
     result: list[Dim] = []
     for axis in range(-rank, 0):
@@ -126,7 +128,7 @@ def promote(*types: TensorType) -> DType:
     Python numbers enter as 0-d `const` ops whose dtype `scalar_dtype` already chose.
     """
     first = types[0].dtype
-    if all(t.dtype is first for t in types):
+    if all([t.dtype is first for t in types]):
         return first
     ranked = [t.dtype for t in types if t.rank]
     scalars = [t.dtype for t in types if not t.rank]
