@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from .core import Builder, Graph, Op, Value, building, rebuild
+from .core import Builder, Graph, Op, Value, building, describe, rebuild
 from .errors import IRError
 from .rule import No, Rule
 
@@ -166,7 +166,7 @@ class _Driver:
         op = value.op
         for rule in self.index.get(op.defn.name, ()):
             self.builder.source, self.builder.via = op.source, rule.name
-            result = rule.apply(value)
+            result = self.attempt(rule, value)
             if result is None or result is value:
                 continue
             self.journal.record(rule.name, op, result)
@@ -176,6 +176,16 @@ class _Driver:
                 raise IRError(f"rule {rule.name!r} changes a type: {value.type} became {result.type}")
             return rule.name, result
         return None
+
+    def attempt(self, rule: Rule, value: Value) -> Value | No | None:
+        try:
+            return rule.apply(value)
+        except Exception as error:
+            op = value.op
+            where = f"\n    at {op.source}" if op.source else ""
+            reason = f"{type(error).__name__}: {error}"
+            message = f"rule {rule.name!r} raised at {describe(op.defn, op.inputs)}: {reason}{where}"
+            raise IRError(message) from error
 
     def fresh(self, value: Value) -> Value:
         """`value` with the ops below it that the rule just made settled too; itself not yet."""
