@@ -2,7 +2,7 @@
 
 from . import ops
 from .attributes import Anything, Axes, Axis, Ints, Number, Order, Shape, Size
-from .core import OPS, Graph, Op, OpDef, Value, build, building, rebuild
+from .core import OPS, Op, OpDef, Value, build, building, rebuild
 from .cost import Cost, cost
 from .declare import (
     Bits,
@@ -17,10 +17,12 @@ from .declare import (
 )
 from .dims import Dim, Poly, symbol
 from .errors import BackendError, CaptureError, IRError, RecipeError, SubquadError
+from .graph import Graph
 from .interpret import evaluate, interpret
+from .printer import print_graph
 from .rewrite import Event, Journal, diff, isomorphic, journal, mismatch, replace, rewrite
 from .rule import No, Rule, rule
-from .text import parse, parse_many, print_graph
+from .text import parse, parse_many
 from .types import DTYPES, DType, TensorType
 
 __all__ = [

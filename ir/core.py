@@ -1,4 +1,4 @@
-"""The graph: immutable typed SSA. `OpDef` says what an op means, `Op` is one use of it, `Value` one result.
+"""Ops: immutable typed SSA. `OpDef` says what an op means, `Op` is one use of it, `Value` one result.
 
 `build` is the only constructor of ops. It normalises attributes, infers types and, inside a
 `building()` block, interns: equal ops on equal operands are one object, so common subexpressions
@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import functools
 import gc
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .attributes import Attr, attr_key
-from .dims import Dim, symbols
+from .dims import Dim
 from .errors import IRError
 from .types import DType, TensorType, broadcast, promote, scalar_dtype
-
-if TYPE_CHECKING:
-    import networkx
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +314,9 @@ def _check_operands(defn: OpDef, inputs: tuple[Value | None, ...]) -> None:
             raise IRError(f"operand {param.name!r} cannot be {value.dtype}")
 
 
-def _attributes(defn: OpDef, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> dict[str, Any]:
+def _attributes(
+    defn: OpDef, inputs: Sequence[Value | None], attrs: Mapping[str, Any]
+) -> dict[str, Any]:
     unknown = [name for name in attrs if name not in defn.attr_kinds]
     if unknown:
         known = ", ".join(defn.attr_kinds) or "none"
@@ -330,137 +328,6 @@ def describe(defn: OpDef, inputs: Iterable[Value | None]) -> str:
     """`matmul(f32[b,h,n,64], f32[b,h,m,64])`, for messages."""
     shown = ("none" if v is None else str(getattr(v, "type", v)) for v in inputs)
     return f"{defn.name}({', '.join(shown)})"
-
-
-class Graph:
-    """Inputs, outputs, and every op the outputs reach. Immutable.
-
-    updates: new contents for a buffer (its param name) or an input (its name) after the call.
-    facts: `(symbol, low, high | None)` ranges that capture promised; a symbol without one is >= 0.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        inputs: Sequence[Value],
-        outputs: Sequence[Value],
-        updates: Mapping[str, Value] | None = None,
-        facts: Iterable[tuple[str, int, int | None]] = (),
-    ):
-        self.name, self.inputs, self.outputs = name, tuple(inputs), tuple(outputs)
-        self.updates: Mapping[str, Value] = MappingProxyType(dict(updates or {}))
-        self.facts = tuple(sorted(facts))
-        names = [value.op.attrs["name"] for value in self.inputs]
-        if len(set(names)) < len(names):
-            raise IRError(f"graph {name!r} has two inputs of one name: {', '.join(names)}")
-        declared = set(self.inputs)
-        for op in self.ops():
-            if op.name == "input" and op.results[0] not in declared:
-                raise IRError(f"graph {name!r} uses input {op.attrs['name']!r} but does not declare it")
-
-    @functools.cached_property
-    def _ops(self) -> tuple[Op, ...]:
-        order: list[Op] = []
-        seen: set[Op] = set()
-        for root in (*self.inputs, *self.outputs, *self.updates.values()):
-            if root.op in seen:
-                continue
-            seen.add(root.op)
-            stack = [(root.op, iter(root.op.inputs))]
-            while stack:
-                op, rest = stack[-1]
-                for value in rest:
-                    if value is not None and value.op not in seen:
-                        seen.add(value.op)
-                        stack.append((value.op, iter(value.op.inputs)))
-                        break
-                else:
-                    order.append(op)
-                    stack.pop()
-        return tuple(order)
-
-    def ops(self) -> tuple[Op, ...]:
-        """Every op, operands first: the one order used by printing, running and rewriting."""
-        return self._ops
-
-    @property
-    def params(self) -> dict[str, TensorType]:
-        """Names and types of the weights, buffers and lifted constants the graph reads."""
-        return {op.attrs["name"]: op.types[0] for op in self.ops() if op.name == "param"}
-
-    @functools.cached_property
-    def _uses(self) -> dict[Value, tuple[Op, ...]]:
-        users: dict[Value, list[Op]] = {}
-        for op in self.ops():
-            for value in op.operands:
-                users.setdefault(value, []).append(op)
-        return {value: tuple(ops) for value, ops in users.items()}
-
-    def uses(self, value: Value) -> tuple[Op, ...]:
-        """The ops that read `value`, one entry per operand slot; outputs and updates not counted."""
-        return self._uses.get(value, ())
-
-    @functools.cached_property
-    def schedule(self) -> tuple[tuple[Op, tuple[Value, ...]], ...]:
-        """`ops()` with, beside each op, the values nobody needs after it."""
-        last: dict[Value, Op] = {}
-        for op in self.ops():
-            last.update((result, op) for result in op.results)
-            last.update((value, op) for value in op.operands)
-        kept = {*self.outputs, *self.updates.values()}
-        dead: dict[Op, list[Value]] = {}
-        for value, op in last.items():
-            if value not in kept:
-                dead.setdefault(op, []).append(value)
-        return tuple((op, tuple(dead.get(op, ()))) for op in self.ops())
-
-    def symbols(self) -> tuple[str, ...]:
-        """The names of the symbolic dims of the inputs, in order of appearance."""
-        return tuple(dict.fromkeys(symbols(d for v in self.inputs for d in v.shape)))
-
-    @functools.cached_property
-    def _digest(self) -> str:
-        return hashlib.sha256(str(self).encode()).hexdigest()
-
-    def digest(self) -> str:
-        """Hex sha256 of the printed text: the same across processes, threads and hash seeds."""
-        return self._digest
-
-    def with_(
-        self,
-        outputs: Sequence[Value] | None = None,
-        updates: Mapping[str, Value] | None = None,
-    ) -> Graph:
-        """This graph with other outputs or updates; itself when they are the same values."""
-        outputs = self.outputs if outputs is None else tuple(outputs)
-        updates = self.updates if updates is None else updates
-        if outputs == self.outputs and dict(updates) == dict(self.updates):
-            return self
-        return Graph(self.name, self.inputs, outputs, updates, self.facts)
-
-    def __str__(self) -> str:
-        from .text import print_graph
-
-        return print_graph(self)
-
-    def __repr__(self) -> str:
-        return f"<graph {self.name}: {len(self.ops())} ops>"
-
-    def to_networkx(self) -> networkx.MultiDiGraph:
-        """Ops as nodes (attributes name, types, source), values as edges (attributes type, slot).
-
-        For users' own analysis; needs networkx. Node keys are positions in `ops()`.
-        """
-        import networkx
-
-        graph = networkx.MultiDiGraph(name=self.name)
-        index = {op: i for i, op in enumerate(self.ops())}
-        for op, i in index.items():
-            graph.add_node(i, name=op.name, types=op.types, source=op.source, attrs=dict(op.attrs))
-            for slot, value in enumerate(op.inputs):
-                if value is not None:
-                    graph.add_edge(index[value.op], i, type=value.type, slot=slot)
-        return graph
 
 
 def elementwise(*types: TensorType, dtype: DType | None = None) -> TensorType:

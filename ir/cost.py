@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from .core import Graph, Op
+from .core import Op
 from .dims import Dim
+from .graph import Graph
 from .interpret import body_graph
 from .types import TensorType
 

@@ -85,7 +85,9 @@ def composite(
     return declare if body is None else declare(body)
 
 
-def unary(name: str, *, numpy: Callable[..., Any], aten: str, kinds: Any = Float, **flags: Any) -> OpDef:
+def unary(
+    name: str, *, numpy: Callable[..., Any], aten: str, kinds: Any = Float, **flags: Any
+) -> OpDef:
     """An elementwise op of one operand that keeps its type."""
 
     def rule(x: Any) -> TensorType:
@@ -110,7 +112,9 @@ def binary(
         return elementwise(a, b, dtype=result)
 
     rule.__annotations__ = {"a": kinds, "b": kinds}
-    return _named(rule, name, f"{name} of each pair of elements, with broadcasting.", numpy, aten, flags)
+    return _named(
+        rule, name, f"{name} of each pair of elements, with broadcasting.", numpy, aten, flags
+    )
 
 
 def _named(

@@ -246,7 +246,8 @@ def at_least(dim: Dim, bound: int) -> bool:
 def _plain(monomial: Monomial) -> bool:
     """Whether every atom is provably >= 0."""
     return all(
-        isinstance(atom, str) or (all(at_least(arg, 0) for arg in atom.args)) for atom, _ in monomial
+        isinstance(atom, str) or (all(at_least(arg, 0) for arg in atom.args))
+        for atom, _ in monomial
     )
 
 

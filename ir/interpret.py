@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from .attributes import attr_key
-from .core import OPS, Graph, Op, OpDef, Value, building
-from .dims import Dim, Poly, evaluate as evaluate_dim, symbols
+from .core import OPS, Op, OpDef, Value, building
+from .dims import Dim, Poly, symbols
+from .dims import evaluate as evaluate_dim
 from .errors import IRError
+from .graph import Graph
 from .types import TensorType
 
 
@@ -65,7 +67,9 @@ def bind(
         wanted = evaluate_dim(dim, env)
         if wanted != size:
             known = f" = {wanted}" if isinstance(dim, Poly) else ""
-            raise IRError(f"{_who(value)} is {value.type}: axis {axis} is {dim}{known}, given {size}")
+            raise IRError(
+                f"{_who(value)} is {value.type}: axis {axis} is {dim}{known}, given {size}"
+            )
     return env
 
 
@@ -74,13 +78,21 @@ def _solve(dim: Dim, name: str, size: int) -> int | None:
     if base is None:
         return None
     slope = evaluate_dim(dim, {name: 1}) - base
-    if slope and (size - base) % slope == 0 and evaluate_dim(dim, {name: (size - base) // slope}) == size:
+    if (
+        slope
+        and (size - base) % slope == 0
+        and evaluate_dim(dim, {name: (size - base) // slope}) == size
+    ):
         return (size - base) // slope
     return None
 
 
 def _who(value: Value) -> str:
-    return f"input {value.op.attrs['name']!r}" if value.op.name == "input" else f"a result of {value.op.name}"
+    return (
+        f"input {value.op.attrs['name']!r}"
+        if value.op.name == "input"
+        else f"a result of {value.op.name}"
+    )
 
 
 def evaluate(
@@ -150,7 +162,9 @@ def _body(
     names = [p.name for p in defn.params]
     with building():
         values = [
-            None if t is None else OPS["input"](name=names[i] if i < len(names) else f"{names[-1]}{i}", type=t)
+            None
+            if t is None
+            else OPS["input"](name=names[i] if i < len(names) else f"{names[-1]}{i}", type=t)
             for i, t in enumerate(types)
         ]
         results = defn.body(*values, **dict(attrs))

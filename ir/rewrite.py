@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from .core import Builder, Graph, Op, Value, building, describe, rebuild
+from .attributes import attr_key
+from .core import Builder, Op, Value, building, describe, rebuild
 from .errors import IRError
+from .graph import Graph
 from .rule import No, Rule
 
 MAX_REWRITES = 64
@@ -91,7 +93,9 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         return _Driver(index, builder, current_journal()).run(graph)
 
 
-def replace(graph: Graph, make: Callable[[Op, tuple[Value | None, ...]], Sequence[Value] | None]) -> Graph:
+def replace(
+    graph: Graph, make: Callable[[Op, tuple[Value | None, ...]], Sequence[Value] | None]
+) -> Graph:
     """`graph` with ops replaced by what `make(op, new_inputs)` returns, operands first.
 
     `make` returns one value a result, or None to keep the op. For passes that are not rules.
@@ -111,7 +115,9 @@ def replace(graph: Graph, make: Callable[[Op, tuple[Value | None, ...]], Sequenc
 
 
 def _mapped(graph: Graph, env: dict[Value, Value]) -> Graph:
-    return graph.with_([env[v] for v in graph.outputs], {k: env[v] for k, v in graph.updates.items()})
+    return graph.with_(
+        [env[v] for v in graph.outputs], {k: env[v] for k, v in graph.updates.items()}
+    )
 
 
 class _Driver:
@@ -158,7 +164,9 @@ class _Driver:
             self.depth -= 1
             if value.op.defn.name not in self.index:
                 return value
-        raise IRError(f"rule {name!r} does not settle at {first.op!r}: {MAX_REWRITES} rewrites in place")
+        raise IRError(
+            f"rule {name!r} does not settle at {first.op!r}: {MAX_REWRITES} rewrites in place"
+        )
 
     def fire(self, value: Value) -> tuple[str, Value] | None:
         if self.journal.spent:
@@ -173,7 +181,9 @@ class _Driver:
             if isinstance(result, No):
                 continue
             if result.type != value.type:
-                raise IRError(f"rule {rule.name!r} changes a type: {value.type} became {result.type}")
+                raise IRError(
+                    f"rule {rule.name!r} changes a type: {value.type} became {result.type}"
+                )
             return rule.name, result
         return None
 
@@ -184,7 +194,9 @@ class _Driver:
             op = value.op
             where = f"\n    at {op.source}" if op.source else ""
             reason = f"{type(error).__name__}: {error}"
-            message = f"rule {rule.name!r} raised at {describe(op.defn, op.inputs)}: {reason}{where}"
+            message = (
+                f"rule {rule.name!r} raised at {describe(op.defn, op.inputs)}: {reason}{where}"
+            )
             raise IRError(message) from error
 
     def fresh(self, value: Value) -> Value:
@@ -242,7 +254,9 @@ def mismatch(a: Graph, b: Graph) -> str | None:
         return f"{len(a.outputs)} and {len(b.outputs)} outputs"
     if set(a.updates) != set(b.updates):
         return f"updates differ: {sorted(a.updates)} and {sorted(b.updates)}"
-    pairs = [(f"output {i}", x, y) for i, (x, y) in enumerate(zip(a.outputs, b.outputs, strict=True))]
+    pairs = [
+        (f"output {i}", x, y) for i, (x, y) in enumerate(zip(a.outputs, b.outputs, strict=True))
+    ]
     pairs += [(f"update {k!r}", a.updates[k], b.updates[k]) for k in a.updates]
     for where, x, y in pairs:
         if left[x] != right[y]:
@@ -251,9 +265,8 @@ def mismatch(a: Graph, b: Graph) -> str | None:
 
 
 def _numbered(graph: Graph, table: dict[object, int]) -> dict[Value, int]:
-    from .attributes import attr_key
-
     numbers: dict[Value, int] = {}
+    draws = 0
     for i, value in enumerate(graph.inputs):
         numbers[value] = table.setdefault(("input", i, str(value.type)), len(table))
     for op in graph.ops():
@@ -262,6 +275,8 @@ def _numbered(graph: Graph, table: dict[object, int]) -> dict[Value, int]:
         inputs = tuple(None if v is None else numbers[v] for v in op.inputs)
         for value in op.results:
             key = (op.name, inputs, attr_key(op.attrs), value.index, str(value.type))
+            if op.defn.random:  # two draws are two values, however alike
+                key, draws = (*key, draws), draws + 1
             if op.defn.commutative:
                 key = (op.name, tuple(sorted(inputs, key=str)), *key[2:])
             numbers[value] = table.setdefault(key, len(table))

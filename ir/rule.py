@@ -156,7 +156,9 @@ def rule(*befores: Callable[..., Any], exact: bool = True) -> Callable[[Callable
             missing = set(made._wants) - _names(pattern)
             if missing:
                 line = before.__code__.co_firstlineno
-                raise IRError(f"rule {name!r}: the spelling at line {line} never binds {sorted(missing)}")
+                raise IRError(
+                    f"rule {name!r}: the spelling at line {line} never binds {sorted(missing)}"
+                )
         return made
 
     return make

@@ -1,4 +1,4 @@
-"""The text form of graphs: a deterministic printer and a strict parser, inverse to each other.
+"""The text form of graphs, read: a strict parser, inverse to the printer.
 
     graph name(%x: f32[b,n,64]) where b >= 1, 2 <= n <= 512 {
       %0 = param(name="w") : f32[64,64]
@@ -16,67 +16,17 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from . import dims
 from .attributes import Slot, _a
-from .core import OPS, Graph, Value, build, building
+from .core import OPS, Value, build, building
 from .dims import Dim, Poly
 from .errors import IRError
+from .graph import Graph
 from .types import DTYPES, DType, TensorType
 
-MAX_BYTES, MAX_NESTING, MAX_INT = 64 << 20, 16, 1 << 63
-
-
-def print_graph(graph: Graph, *, sources: bool = False, indent: str = "") -> str:
-    """The text of `graph`; `sources=True` adds `// where` and `// via` comments."""
-    names: dict[Value, str] = {v: f"%{v.op.attrs['name']}" for v in graph.inputs}
-    header = ", ".join(f"{names[v]}: {v.type}" for v in graph.inputs)
-    facts = ", ".join(_fact(*fact) for fact in graph.facts)
-    lines = [f"graph {graph.name}({header}){' where ' + facts if facts else ''} {{"]
-    taken = set(names.values())
-    numbers = (f"%{i}" for i in range(1 << 62))
-    for op in graph.ops():
-        if op.name == "input":
-            continue
-        for result in op.results:
-            names[result] = next(n for n in numbers if n not in taken)
-        left = ", ".join(names[r] for r in op.results)
-        operands = ["none" if v is None else names[v] for v in op.inputs]
-        attrs = [f"{k}={_literal(v, indent + '  ')}" for k, v in _shown(op.defn, op.attrs)]
-        types = ", ".join(map(str, op.types))
-        line = f"  {left} = {op.name}({', '.join(operands + attrs)}) : {types}"
-        if sources and (op.source or op.via):
-            line += "  // " + "; ".join(filter(None, (op.source, op.via and f"via {op.via}")))
-        lines.append(line)
-    for name, value in graph.updates.items():
-        lines.append(f"  update {json.dumps(name)} = {names[value]}")
-    lines.append(f"  return {', '.join(names[v] for v in graph.outputs)}".rstrip())
-    return "\n".join(f"{indent if i else ''}{line}" for i, line in enumerate([*lines, "}"]))
-
-
-def _shown(defn: Any, attrs: Any) -> Iterator[tuple[str, Any]]:
-    for attr in defn.attrs:
-        value = attrs[attr.name]
-        if attr.default is None and value is None:
-            continue
-        yield attr.name, value
-
-
-def _fact(name: str, low: int, high: int | None) -> str:
-    return f"{name} >= {low}" if high is None else f"{low} <= {name} <= {high}"
-
-
-def _literal(value: Any, indent: str = "") -> str:
-    if isinstance(value, str):
-        return json.dumps(value)
-    if isinstance(value, tuple):
-        inside = ", ".join(_literal(v, indent) for v in value)
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if isinstance(value, Graph):
-        return print_graph(value, indent=indent)
-    return str(value)
+MAX_BYTES, MAX_NESTING, MAX_DEPTH, MAX_INT = 64 << 20, 16, 64, 1 << 63
 
 
 _TOKEN = re.compile(
@@ -284,7 +234,9 @@ class _Parser:
             token = self.peek()
             declared = self.type()
             if i >= len(op.types) or len(targets) != len(op.types):
-                self._fail(targets[0], f"{name.text} has {len(op.types)} results, not {len(targets)}")
+                self._fail(
+                    targets[0], f"{name.text} has {len(op.types)} results, not {len(targets)}"
+                )
             if declared != op.types[i]:
                 self._fail(token, f"{target.text} is {op.types[i]}, not {declared}")
             if target.text in values:
@@ -401,7 +353,9 @@ class _Parser:
     def _more(self, total: Dim, start: _Token) -> Dim:
         while self.peek().text in ("+", "-") and self.peek().kind == "sign":
             sign = 1 if self.next().text == "+" else -1
-            total = self._guard(start, lambda a, b: a + b, total, self._factors(self._atom()) * sign)
+            total = self._guard(
+                start, lambda a, b: a + b, total, self._factors(self._atom()) * sign
+            )
         return total
 
     def _factors(self, value: Dim) -> Dim:

@@ -76,7 +76,9 @@ class TensorType:
         """The number of bytes of a dense tensor of this type."""
         return self.size * (self.dtype.bits // 8)
 
-    def with_(self, *, dtype: DType | None = None, shape: Sequence[Dim] | None = None) -> TensorType:
+    def with_(
+        self, *, dtype: DType | None = None, shape: Sequence[Dim] | None = None
+    ) -> TensorType:
         """This type with another dtype or shape."""
         return TensorType(dtype or self.dtype, self.shape if shape is None else tuple(shape))
 
@@ -118,7 +120,9 @@ def broadcast(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
     return tuple(result)
 
 
-_ORDER = {t: i for i, t in enumerate((bool_, u8, i8, i16, i32, i64, f16, bf16, f32, f64, c32, c64, c128))}
+_ORDER = {
+    t: i for i, t in enumerate((bool_, u8, i8, i16, i32, i64, f16, bf16, f32, f64, c32, c64, c128))
+}
 _CATEGORY = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
