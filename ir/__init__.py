@@ -1,4 +1,4 @@
-"""The language: symbolic dims, types, ops, graphs, text, float64 meaning, rules. Never imports torch."""
+"""The language: dims, types, ops, graphs, text, float64 meaning, rules. Never imports torch."""
 
 from . import ops
 from .attributes import Anything, Axes, Axis, Ints, Number, Order, Shape, Size
@@ -26,10 +26,11 @@ from .text import parse, parse_many
 from .types import DTYPES, DType, TensorType
 
 __all__ = [
-    "DTYPES", "OPS", "Anything", "Axes", "Axis", "BackendError", "Bits", "Boolean", "CaptureError",
-    "Cost", "DType", "Dim", "Event", "Float", "Graph", "IRError", "Integer", "Ints", "Journal", "No",
-    "Number", "Numeric", "Op", "OpDef", "Order", "Poly", "Real", "RecipeError", "Rule", "Shape", "Size",
-    "SubquadError", "Tensor", "TensorType", "Value", "build", "building", "composite", "cost", "diff",
-    "evaluate", "interpret", "isomorphic", "journal", "mismatch", "op", "ops", "parse", "parse_many",
-    "print_graph", "rebuild", "replace", "rewrite", "rule", "symbol",
+    "DTYPES", "OPS", "Anything", "Axes", "Axis", "BackendError", "Bits", "Boolean",
+    "CaptureError", "Cost", "DType", "Dim", "Event", "Float", "Graph", "IRError", "Integer",
+    "Ints", "Journal", "No", "Number", "Numeric", "Op", "OpDef", "Order", "Poly", "Real",
+    "RecipeError", "Rule", "Shape", "Size", "SubquadError", "Tensor", "TensorType", "Value",
+    "build", "building", "composite", "cost", "diff", "evaluate", "interpret", "isomorphic",
+    "journal", "mismatch", "op", "ops", "parse", "parse_many", "print_graph", "rebuild",
+    "replace", "rewrite", "rule", "symbol",
 ]  # fmt: skip

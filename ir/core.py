@@ -1,4 +1,4 @@
-"""Ops: immutable typed SSA. `OpDef` says what an op means, `Op` is one use of it, `Value` one result.
+"""Immutable typed SSA: `OpDef` says what an op means, `Op` is one use of it, `Value` one result.
 
 `build` is the only constructor of ops. It normalises attributes, infers types and, inside a
 `building()` block, interns: equal ops on equal operands are one object, so common subexpressions
@@ -58,7 +58,7 @@ class OpDef:
     doc: str = ""
 
     def __call__(self, *operands: Any, **attrs: Any) -> Any:
-        """Build the op on values (numbers become `const`), or a pattern node when tracing a rule."""
+        """Build the op on values (numbers become `const`), or a pattern node inside a rule."""
         for operand in operands:
             if isinstance(operand, Expression) and not isinstance(operand, Value):
                 return operand.node(self, operands, attrs)
@@ -222,6 +222,7 @@ class Builder:
     table: dict[tuple[Any, ...], Op] = field(default_factory=dict)
     source: str = ""
     via: str = ""
+    keys: int = 0
 
     def intern(self, op: Op) -> Op:
         """The op already in the table with the same key, or `op`, now in the table."""
@@ -236,8 +237,8 @@ def building() -> Iterator[Builder]:
     """A block in which equal ops are interned and `source`/`via` are stamped on new ops.
 
     The cycle collector rests meanwhile: what is built is kept, and looking through it again and
-    again made building 10,000 ops four times as slow. Blocks in several threads may overlap: the one
-    that stopped the collector starts it again.
+    again made building 10,000 ops four times as slow. Blocks in several threads may overlap: the
+    one that stopped the collector starts it again.
     """
     builder = Builder()
     token = _builder.set(builder)
@@ -249,6 +250,16 @@ def building() -> Iterator[Builder]:
         if collecting:
             gc.enable()
         _builder.reset(token)
+
+
+def fresh_key() -> int:
+    """A number no op of this `building()` block has yet, to tell random or effectful calls apart."""
+    builder = _builder.get() or _outside
+    builder.keys += 1
+    return builder.keys
+
+
+_outside = Builder()
 
 
 def build(defn: OpDef, inputs: Sequence[Value | None], attrs: Mapping[str, Any]) -> Op:

@@ -1,7 +1,7 @@
 """What a graph costs: FLOPs and bytes moved, symbolic in its dims.
 
 A multiply-add counts two. Transcendentals, comparisons and casts count one an element; moving data
-counts none. Bytes are what an unfused execution reads and writes once: inputs plus outputs of every op.
+counts none. Bytes are what an unfused execution reads and writes: inputs plus outputs of every op.
 """
 
 from __future__ import annotations

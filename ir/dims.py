@@ -1,9 +1,9 @@
 """Symbolic dimensions: integer polynomials in canonical form, equal only if provably equal.
 
-A `Dim` is an `int` or a `Poly`. A `Poly` is a sum of `coefficient * monomial`, a monomial a product of
-powers of atoms, and an atom either the name of a symbol (`"n"`) or a `Call`: a floor division, minimum
-or maximum that does not simplify. Two dims compare equal iff their canonical forms are the same, so an
-unknown relation is always "not equal". A symbol stands for any integer >= 0.
+A `Dim` is an `int` or a `Poly`. A `Poly` is a sum of `coefficient * monomial`, a monomial a product
+of powers of atoms, and an atom either the name of a symbol (`"n"`) or a `Call`: a floor division,
+minimum or maximum that does not simplify. Two dims compare equal iff their canonical forms are the
+same, so an unknown relation is always "not equal". A symbol stands for any integer >= 0.
 """
 
 from __future__ import annotations
@@ -136,8 +136,14 @@ class Poly:
 Dim = Union[int, Poly]  # noqa: UP007 - a runtime alias, also used by isinstance
 
 
+RESERVED = {"True", "False", "None", "none", "graph", "inf", "nan", "min", "max"}
+"""Words that are no symbol: the text form reads them otherwise. types.py adds the dtypes."""
+
+
 def symbol(name: str) -> Poly:
-    """The dimension named `name`."""
+    """The dimension named `name`. Raises IRError where the text form could not say it."""
+    if not (name.isascii() and name.isidentifier()) or name in RESERVED:
+        raise IRError(f"{name!r} cannot name a dimension")
     return Poly(((((name, 1),), 1),))
 
 

@@ -101,7 +101,7 @@ class Graph:
         return {value: tuple(ops) for value, ops in users.items()}
 
     def uses(self, value: Value) -> tuple[Op, ...]:
-        """The ops that read `value`, one entry per operand slot; outputs and updates not counted."""
+        """The ops that read `value`, one entry an operand slot; outputs and updates not counted."""
         return self._uses.get(value, ())
 
     @functools.cached_property

@@ -38,21 +38,21 @@ def interpret(
             results = call(op, [None if v is None else data[v] for v in op.inputs], env)
             for value, result in zip(op.results, results, strict=True):
                 data[value] = result
-                bind({value: shape_of(result)}, env, new_only=True)
+                bind({value: shape_of(result)}, env)
         for value in dead:
             data.pop(value, None)
     return [data[v] for v in graph.outputs], {k: data[v] for k, v in graph.updates.items()}
 
 
 def bind(
-    shapes: Mapping[Value, Sequence[int]], env: dict[str, int] | None = None, new_only: bool = False
+    shapes: Mapping[Value, Sequence[int]], env: dict[str, int] | None = None
 ) -> dict[str, int]:
     """Values of the dim symbols, from actual shapes. Raises IRError naming the dim that differs."""
     env = {} if env is None else env
     late: list[tuple[Value, int, Dim, int]] = []
     for value, shape in shapes.items():
         expected = value.shape
-        if new_only and not any(isinstance(d, Poly) for d in expected):
+        if tuple(shape) == expected:
             continue
         if len(shape) != len(expected):
             raise IRError(f"{_who(value)} is {value.type}, given shape {tuple(shape)}")
@@ -74,17 +74,12 @@ def bind(
 
 
 def _solve(dim: Dim, name: str, size: int) -> int | None:
-    base = evaluate_dim(dim, {name: 0}) if "//" not in str(dim) else None
-    if base is None:
+    """The one value >= 0 that gives `slope * name + base` this size; None for any other form."""
+    terms = dict(dim.terms) if isinstance(dim, Poly) else {}
+    base, slope = terms.pop((), 0), terms.pop(((name, 1),), 0)
+    if terms or not slope or (size - base) % slope or (size - base) // slope < 0:
         return None
-    slope = evaluate_dim(dim, {name: 1}) - base
-    if (
-        slope
-        and (size - base) % slope == 0
-        and evaluate_dim(dim, {name: (size - base) // slope}) == size
-    ):
-        return (size - base) // slope
-    return None
+    return (size - base) // slope
 
 
 def _who(value: Value) -> str:

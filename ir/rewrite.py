@@ -1,4 +1,4 @@
-"""The rewriting driver: one walk, operands first, that interns, settles and records every application.
+"""The driver: one walk, operands first, that interns, settles and records each application.
 
 Nothing is mutated. Ops that no rule touched are the same objects afterwards, so `diff` is a set
 difference, and a value with several users needs no guard: the old one simply stays alive.
@@ -247,7 +247,8 @@ def isomorphic(a: Graph, b: Graph) -> bool:
 def mismatch(a: Graph, b: Graph) -> str | None:
     """None when isomorphic, else a sentence naming the first difference."""
     if [v.type for v in a.inputs] != [v.type for v in b.inputs]:
-        return f"inputs differ: {[str(v.type) for v in a.inputs]} and {[str(v.type) for v in b.inputs]}"
+        types = [", ".join(str(v.type) for v in graph.inputs) for graph in (a, b)]
+        return f"inputs differ: ({types[0]}) and ({types[1]})"
     table: dict[object, int] = {}
     left, right = _numbered(a, table), _numbered(b, table)
     if len(a.outputs) != len(b.outputs):

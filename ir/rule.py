@@ -5,7 +5,7 @@
         dims = tuple(a[i] for i in b)
         return x if dims == tuple(range(x.rank)) else permute(x, dims=dims)
 
-Positional parameters are tensors, keyword parameters are attributes (or constants used as operands).
+Positional parameters are tensors, keyword parameters attributes (or constants used as operands).
 `before` is traced once with holes; `after` runs at each match on real values, so a guard is an `if`
 that returns `No(reason)` (or None, silently), and a computed attribute is an expression.
 """

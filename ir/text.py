@@ -7,8 +7,8 @@
       return %1
     }
 
-The parser is a tokenizer and a recursive descent with limits: nothing is evaluated, and only IRError
-(with line and caret) escapes, whatever the text.
+The parser is a tokenizer and a recursive descent with limits: nothing is evaluated, and only
+IRError (with line and caret) escapes, whatever the text.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ class _Parser:
             self._fail(token, f"expected {_a(kind)}, found {token.text!r}")
         return token
 
-    def nested(self, token: _Token, step: int) -> None:
+    def nested(self, token: _Token, step: int, limit: int = MAX_NESTING) -> None:
         self.depth += step
-        if self.depth > MAX_NESTING:
-            self._fail(token, f"nested deeper than {MAX_NESTING}")
+        if self.depth > limit:
+            self._fail(token, f"nested deeper than {limit}")
 
     def graph(self) -> Graph:
         start = self.expect("graph")
@@ -344,10 +344,10 @@ class _Parser:
 
     def dim(self) -> Dim:
         start = self.peek()
-        self.nested(start, 1)
+        self.nested(start, 1, MAX_DEPTH)
         sign = -1 if self.accept("-") else 1
         result = self._more(self._factors(self._atom()) * sign, start)
-        self.nested(start, -1)
+        self.nested(start, -1, MAX_DEPTH)
         return result
 
     def _more(self, total: Dim, start: _Token) -> Dim:
@@ -384,6 +384,4 @@ class _Parser:
             b = self.dim()
             self.expect(")")
             return dims.minimum(a, b) if name == "min" else dims.maximum(a, b)
-        if "." in name or name in ("True", "False", "None", "inf", "nan"):
-            self._fail(token, f"{name!r} is no dimension name")
-        return dims.symbol(name)
+        return self._guard(token, dims.symbol, name)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .dims import Dim
+from .dims import RESERVED, Dim
 from .errors import IRError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """An element type. `kind` is b(ool) u(nsigned) i(nteger) f(loat) c(omplex) or x (opaque bits)."""
+    """An element type; `kind` is b(ool) u(nsigned) i(nteger) f(loat) c(omplex) or x (opaque)."""
 
     name: str
     kind: str
@@ -52,6 +52,7 @@ DTYPES: dict[str, DType] = {
     for t in (bool_, u8, u16, u32, u64, i8, i16, i32, i64, f16, bf16, f32, f64, f8e4m3, f8e5m2,
               c32, c64, c128)
 }  # fmt: skip
+RESERVED.update(DTYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def _join_two(a: DType, b: DType) -> DType:
 
 
 def scalar_dtype(value: bool | int | float, others: Iterable[DType]) -> DType:
-    """The dtype a Python number takes beside tensors of dtypes `others` (torch's wrapped numbers)."""
+    """The dtype a Python number takes beside tensors of dtypes `others`, as in torch."""
     kind = "b" if isinstance(value, bool) else "i" if isinstance(value, int) else "f"
     same = [t for t in others if t.kind in _CATEGORY and _CATEGORY[t.kind] >= _CATEGORY[kind]]
     if same:
