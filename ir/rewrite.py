@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from .attributes import attr_key
 from .core import Builder, Op, Value, building, describe, rebuild
 from .errors import IRError
 from .graph import Graph
@@ -269,17 +268,18 @@ def _numbered(graph: Graph, table: dict[object, int]) -> dict[Value, int]:
     numbers: dict[Value, int] = {}
     draws = 0
     for i, value in enumerate(graph.inputs):
-        numbers[value] = table.setdefault(("input", i, str(value.type)), len(table))
+        numbers[value] = table.setdefault(("input", i, value.type), len(table))
     for op in graph.ops():
         if op.name == "input":
             continue
-        inputs = tuple(None if v is None else numbers[v] for v in op.inputs)
+        inputs = tuple([None if v is None else numbers[v] for v in op.inputs])
+        if op.defn.commutative:
+            inputs = tuple(sorted(inputs, key=str))
+        name, _, attrs = op.key
+        if op.defn.random:  # two draws are two values, however alike
+            name, draws = (name, draws), draws + 1
         for value in op.results:
-            key = (op.name, inputs, attr_key(op.attrs), value.index, str(value.type))
-            if op.defn.random:  # two draws are two values, however alike
-                key, draws = (*key, draws), draws + 1
-            if op.defn.commutative:
-                key = (op.name, tuple(sorted(inputs, key=str)), *key[2:])
+            key = (name, inputs, attrs, value.index)
             numbers[value] = table.setdefault(key, len(table))
     return numbers
 
