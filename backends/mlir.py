@@ -162,7 +162,7 @@ def compile_cpu(linalg_module: Any, opt_level: int = 1,
                 ) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     """Compile the one public function of a linalg module for this CPU.
 
-    LLVM's level 0 compiles a model about five times faster than 1, and runs it three times slower.
+    LLVM's level 0 compiles five times faster than 1; large loops run three to six times slower.
     The module itself is left as it was, and so are the arrays the result is called with. An index
     that is out of range, or sizes that disagree where the text left them open, end the process.
     """
