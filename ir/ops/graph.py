@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..attributes import Anything, Number
+from ..attributes import Anything, Number, Size
 from ..declare import op
 from ..errors import IRError
 from ..types import DType, TensorType
@@ -43,3 +43,9 @@ def opaque(*xs: Annotated[Any, "operand:buifcx"], target: str, args: Anything, k
     calls that must not merge (random or effectful); 0 for pure ones.
     """
     return types
+
+
+@op(numpy=lambda *, value, dtype: np.asarray(value))
+def size(*, value: Size, dtype: DType):
+    "A dimension as a 0-d number, `x.sum() / x.shape[0]`; `dtype` as for `const`."
+    return TensorType(dtype, ())
