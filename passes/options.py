@@ -62,7 +62,8 @@ class Option:
     @property
     def kind(self) -> str:
         """The kind in words, for messages."""
-        one = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}[self.item]
+        words = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}
+        one = words[self.item]
         many = {"one": one, "many": f"a list, each {one}", "map": f"a mapping, each {one}"}
         return many[self.form]
 
@@ -101,7 +102,7 @@ def _word(value: Any) -> str:
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:
-    """The keyword-only parameters of a pass's function as options. Raises IRError for other kinds."""
+    """The keyword-only parameters of a pass's function. Raises IRError for a kind of no option."""
     hints = typing.get_type_hints(function)
     found: dict[str, Option] = {}
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
@@ -128,7 +129,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known) or 'none'}"
 
 
-_TOKEN = re.compile(r'(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s,;:{}="]+)|(?P<sign>[,;:{}=])|(?P<space>\s+)')
+_TOKEN = re.compile(
+    r'(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s,;:{}="]+)|(?P<sign>[,;:{}=])|(?P<space>\s+)'
+)
 
 
 class Reader:

@@ -10,6 +10,7 @@ it, and the step says which application of which rule was guilty.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import Event, Graph, IRError, RecipeError, diff, journal
+from ..ir import Event, Graph, IRError, RecipeError, Rule, diff, journal
 from ..ir.core import describe
 from ..ir.rewrite import Diff
 from .options import Option, Reader, options_of, suggest
@@ -36,6 +37,7 @@ class Pass:
     """A named function from graph to graph with options. Calling it runs it.
 
     exact: it changes no result, beyond rounding; a pipeline undoes it when it does.
+    rules: the rules it applies, for passes made of rules.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Pass:
     given: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = True
     doc: str = ""
+    rules: tuple[Rule, ...] = ()
 
     def __call__(self, graph: Graph, **options: Any) -> Graph:
         """`graph` rewritten, with these options over the ones given before."""
@@ -58,12 +61,15 @@ class Pass:
                 raise IRError(f"pass {self.name!r} has no option {name!r}{hint}")
             option = self.options[name]
             given[name] = option.check(value)
+            if name == "only" and self.rules:
+                known = [rule.name for rule in self.rules]
+                for unknown in set(given[name]) - set(known):
+                    hint = suggest(unknown, known)
+                    raise IRError(f"pass {self.name!r} has no rule {unknown!r}{hint}")
             if given[name] == option.default:
                 del given[name]
         ordered = {name: given[name] for name in self.options if name in given}
-        return Pass(
-            self.name, self.function, self.options, MappingProxyType(ordered), self.exact, self.doc
-        )
+        return dataclasses.replace(self, given=MappingProxyType(ordered))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pass) and str(self) == str(other)
@@ -80,15 +86,23 @@ PASSES: dict[str, Pass] = {}
 """Every pass by name; importing `subquad.passes` fills it."""
 
 
-def pass_(function: Callable[..., Graph] | None = None, *, exact: bool = True) -> Any:
-    """Make a pass of a function `(graph, *, options) -> graph` and register it by its name."""
+def pass_(
+    function: Callable[..., Graph] | None = None,
+    *,
+    exact: bool = True,
+    rules: tuple[Rule, ...] = (),
+) -> Any:
+    """Make a pass of a function `(graph, *, options) -> graph` and register it by its name.
+
+    rules: the rules it applies; names in an option `only` are checked against them.
+    """
 
     def make(function: Callable[..., Graph]) -> Pass:
         name = function.__name__
         if name in PASSES:
             raise IRError(f"pass {name!r} is declared twice")
         doc = (function.__doc__ or "").strip()
-        PASSES[name] = Pass(name, function, options_of(function), {}, exact, doc)
+        PASSES[name] = Pass(name, function, options_of(function), {}, exact, doc, rules)
         return PASSES[name]
 
     return make if function is None else make(function)
@@ -100,6 +114,7 @@ class Step:
 
     error: largest difference of any output to the graph before, over the largest output; None when
     nothing was checked. undone: why the pass was taken back, naming the guilty rule, or None.
+    text: the pass with its options.
     """
 
     name: str
@@ -110,6 +125,7 @@ class Step:
     error: float | None = None
     undone: str | None = None
     exact: bool = True
+    text: str = ""
 
     @property
     def diff(self) -> Diff:
@@ -157,7 +173,8 @@ class Pipeline:
                 reader.fail(position, "expected limit=<a number>")
             limit = int(number)
         if reader.tokens[reader.at][0] != "end":
-            reader.fail(reader.position, f"expected ',' or ';', found {reader.tokens[reader.at][1]!r}")
+            found = reader.tokens[reader.at][1]
+            reader.fail(reader.position, f"expected ',' or ';', found {found!r}")
         return Pipeline(*passes, limit=limit)
 
     def __str__(self) -> str:
@@ -259,7 +276,7 @@ def _step(
         if problem is not None:
             culprit = _culprit(item, graph, record.applied, check, reference, bound)
             after, problem, outputs = graph, f"{problem}; {culprit}", None
-    step = Step(str(item), graph, after, events, seconds, measured, problem, item.exact)
+    step = Step(item.name, graph, after, events, seconds, measured, problem, item.exact, str(item))
     return step, outputs
 
 
@@ -274,7 +291,7 @@ def _verdict(
 
 
 def difference(expected: Sequence[Any], actual: Sequence[Any]) -> float:
-    """Largest absolute difference over the largest expected magnitude (at least 1e-30) of an output.
+    """Largest absolute difference of an output, over its largest expected magnitude.
 
     Infinite where shapes, NaNs or infinities are not in the same places.
     """
@@ -315,7 +332,8 @@ def _culprit(
             except Exception:
                 return True, tuple(record.events)
         _, measured, problem = _verdict(check, after, reference)
-        return problem is not None or measured is None or not measured <= bound, tuple(record.events)
+        wrong = problem is not None or measured is None or not measured <= bound
+        return wrong, tuple(record.events)
 
     if applied == 0 or broken(0)[0]:
         return f"the pass itself is guilty: {item.name} broke it with no rule applied"
