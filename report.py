@@ -10,6 +10,7 @@ FLOPs and bytes are symbolic in the graph; they are shown at the sizes of the ex
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from collections import Counter
@@ -22,7 +23,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .ir import Cost, Dim, Graph, IRError, No, Op, cost, diff, print_graph
+from .ir import Cost, Dim, Graph, IRError, No, Op, SubquadError, cost, diff, print_graph
 from .ir.dims import evaluate
 
 if TYPE_CHECKING:
@@ -366,3 +367,15 @@ def _lines(graph: Graph) -> list[tuple[Op, str]]:
     own = [line[2:] for line in text if line.startswith("  %")]  # nested graphs are indented more
     ops: Sequence[Op] = [op for op in graph.ops() if op.name != "input"]
     return list(zip(ops, own, strict=True))
+
+
+def extra(module: str, name: str, purpose: str) -> Any:
+    """The module that the extra `name` brings. Raises SubquadError with the pip line without it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as missing:
+        raise SubquadError(
+            f"{purpose} needs {module}, which is not installed ({missing})\n"
+            f"    pip install 'subquad[{name}]', or in a checkout:"
+            f" pip install -c constraints.txt -e '.[{name}]'"
+        ) from missing

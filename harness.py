@@ -1,0 +1,182 @@
+"""Holding an optimised model against the original: errors, time, memory, FLOPs, scaling.
+
+    comparison = subquad.compare(model, fast, (x,))
+    print(comparison)
+    comparison.assert_close()
+
+    comparison = subquad.compare(model, fast, (x,), lengths=[1024, 2048, 4096], make_args=make)
+    comparison.plot("scaling.png")
+
+Errors of both models are measured against a float64 run of the original: an optimised model may
+be a little less exact than the original, or a little more, and only float64 can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from .comparison import Comparison, Difference, Output, Row, leaves
+from .ir import SubquadError
+from .measure import Paired, flops, matmul_rate, peak_memory, times
+from .reference import double, in_float64
+from .reproduce import bisect
+
+__all__ = ["FLOORS", "Comparison", "bisect", "compare"]
+
+FLOORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""Errors that are always allowed, by dtype, for outputs of size one; smaller outputs get less."""
+
+FACTOR = 3
+"""How many times the original's own error an optimised model may have."""
+
+
+def compare(
+    original: Callable[..., Any],
+    optimized: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    lengths: Sequence[int] | None = None,
+    make_args: Callable[[int], Sequence[Any]] | None = None,
+    repeats: int | None = None,
+    seconds: float = 3.0,
+    limit: float = 60.0,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Error, time, peak memory and FLOPs of two models on the same inputs.
+
+    Both run without gradients, on clones of the inputs where they are checked, and on the inputs
+    themselves where they are timed. Times are taken in turns (see `subquad.measure`).
+
+    original, optimized: modules with one signature. The error reference is a float64 copy of
+        `original` (casts to narrower dtypes inside it are widened too).
+    lengths, make_args: also measure at each length, on `make_args(n)`; both models must accept
+        every length. `comparison.rows` and `comparison.exponents()` hold the result.
+    repeats: pairs of timed calls; None for what fits in `seconds`, 0 for no timing at all.
+    limit: in the scaling part, a model whose next call would take longer than this is left out.
+    progress: called with a line of text before each thing that takes long.
+
+    Raises SubquadError when the outputs have different structure.
+    """
+    if lengths and make_args is None:
+        raise SubquadError(
+            "compare(lengths=[...]) also needs make_args=, a function that returns the arguments\n"
+            "    for one length, such as make_args=lambda n: (torch.randn(1, n, 64),)"
+        )
+    say = progress or (lambda text: None)
+    args, kwargs = tuple(args), dict(kwargs or {})
+
+    say("float64 reference")
+    outputs, reference = _errors(original, optimized, args, kwargs)
+    result = Comparison(outputs=outputs, reference=reference, exact=_is_exact(optimized))
+    if repeats != 0:
+        say("time and memory")
+        row, counted = _measure(original, optimized, args, kwargs, repeats, seconds, least=3)
+        device = next((x.device.type for x in _tensors((args, kwargs))), "cpu")
+        dtype = outputs[0].dtype if outputs else torch.float32
+        rate = matmul_rate(dtype if dtype in FLOORS else torch.float32, device)
+        result = replace(result, time=row.time, memory=row.memory, flops=counted, rate=rate)
+    if lengths and make_args:
+        rows: list[Row] = []
+        for n in lengths:
+            say(f"length {n}")
+            calls = _within(original, optimized, rows, n, limit)
+            row, _ = _measure(*calls, tuple(make_args(n)), {}, repeats or None, seconds, least=0)
+            rows.append(replace(row, length=n))
+        result = replace(result, rows=tuple(rows))
+    return result
+
+
+# ---- errors -----------------------------------------------------------------------------------
+
+
+def _errors(
+    original: Callable[..., Any], optimized: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[tuple[Output, ...], str]:
+    ours = leaves(_run(optimized, args, kwargs))
+    theirs = leaves(_run(original, args, kwargs))
+    if list(ours) != list(theirs):
+        raise SubquadError(
+            "the two models return different structures, so they cannot be compared\n"
+            f"    original:  {', '.join(theirs) or 'nothing'}\n"
+            f"    optimized: {', '.join(ours) or 'nothing'}"
+        )
+    try:
+        truth, reference = leaves(in_float64(original, args, kwargs)), "float64"
+    except Exception as error:  # whatever a model does when it meets another dtype
+        truth = {name: double(x) for name, x in theirs.items()}
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reference = f"the original itself, because it does not run in float64: {reason}"
+    outputs = []
+    for name, x in theirs.items():
+        if not isinstance(x, torch.Tensor):
+            continue
+        a, b = Difference.of(x, truth[name]), Difference.of(ours[name], truth[name])
+        floor = FLOORS.get(ours[name].dtype, 0.0) * min(1.0, max(b.rms, 1e-3))
+        bound = max(FACTOR * a.max_abs, floor)
+        outputs.append(Output(name, tuple(x.shape), x.dtype, a, b, bound))
+    return tuple(outputs), reference
+
+
+def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    args, kwargs = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def _is_exact(optimized: Any) -> bool:
+    """Whether every decision at its attention sites left the attention as it was."""
+    sites = getattr(optimized, "sites", None) or ()
+    return all(getattr(site, "decision", "exact") in ("exact", "", None) for site in sites)
+
+
+# ---- time, memory, work -----------------------------------------------------------------------
+
+
+def _measure(
+    original: Callable[..., Any] | None,
+    optimized: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    repeats: int | None,
+    seconds: float,
+    least: int,
+) -> tuple[Row, tuple[int | None, int | None]]:
+    with torch.no_grad():
+        after = _call(optimized, args, kwargs)
+        before = _call(original, args, kwargs) if original is not None else None
+        both = times(before or after, after, repeats=repeats, seconds=seconds, least=least)
+        memory = (peak_memory(before) if before else None, peak_memory(after))
+        counted = (flops(before) if before else None, flops(after))
+    return Row(0, both if before else Paired((), both.after), memory), counted
+
+
+def _call(model: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[], Any]:
+    return lambda: model(*args, **kwargs)
+
+
+def _within(
+    original: Callable[..., Any],
+    optimized: Callable[..., Any],
+    rows: list[Row],
+    n: int,
+    limit: float,
+) -> tuple[Callable[..., Any] | None, Callable[..., Any]]:
+    """The original only while a call of it, growing as n^2, stays under the limit."""
+    if rows:
+        last = rows[-1]
+        if not last.time.before:
+            return None, optimized
+        if min(last.time.before) * (n / max(last.length, 1)) ** 2 > limit:
+            return None, optimized
+    return original, optimized
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]

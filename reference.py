@@ -1,0 +1,50 @@
+"""The float64 run of a model: what every error is measured against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+class Widen(TorchDispatchMode):
+    """Inside this, an op that is told to make a narrow float makes a float64.
+
+    Models cast inside: `x.float()`, `softmax(..., dtype=torch.float32)`, `.to(torch.bfloat16)`.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        def wide(x: Any) -> Any:
+            return torch.float64 if isinstance(x, torch.dtype) and x in NARROW else x
+
+        args, kwargs = tree_map(wide, args), tree_map(wide, kwargs or {})
+        return func(*args, **kwargs)
+
+
+def double(x: Any) -> Any:
+    """A tensor of narrow floats in float64, anything else as it is."""
+    narrow = isinstance(x, torch.Tensor) and x.dtype in NARROW
+    return x.detach().to(torch.float64) if narrow else x
+
+
+@torch.no_grad()
+def in_float64(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The result of a float64 copy of `model` on float64 copies of the inputs."""
+    wide = copy.deepcopy(model)
+    if isinstance(wide, nn.Module):
+        wide = wide.double()
+    args, kwargs = tree_map(
+        lambda x: double(x.clone()) if isinstance(x, torch.Tensor) else x, (args, kwargs)
+    )
+    torch.manual_seed(0)
+    with Widen():
+        return wide(*args, **kwargs)
