@@ -8,6 +8,10 @@ The two are timed in turn, pair by pair, so that a busy machine slows both; the 
 within each pair. Beside the rate at which linear attention does its own FLOPs (masked halves of
 chunks included) stands the rate of a plain float32 matrix product timed in the same pairs. What
 memory each adds at its peak is the process's own high-water mark, where Linux tells it.
+
+Read the spread first. Linear attention is thousands of short parallel regions, and on a machine
+with other work each may wait for a thread that is not running: the greatest times are then tens
+of times the least. OMP_WAIT_POLICY=passive is slower when all is quiet and steady when not.
 """
 
 import argparse
