@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..ir.core import Graph
+from ..ir.graph import Graph
 from ..ir.errors import BackendError
 from ..ir.types import DTYPES, DType
 

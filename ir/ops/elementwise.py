@@ -1,5 +1,7 @@
 """One result element from the elements at the same place, with broadcasting."""
 
+import math
+
 import numpy as np
 
 from ..core import elementwise as elementwise_type
@@ -24,6 +26,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 sigmoid = unary("sigmoid", numpy=_sigmoid, aten="sigmoid.default", triton="tl.sigmoid({x})")
+erf = unary("erf", numpy=np.vectorize(math.erf, otypes=[float]), aten="erf.default", triton="tl.erf({x})")
 relu = unary("relu", numpy=lambda x: np.where(x < 0, 0, x), aten="relu.default", kinds=Numeric)
 logical_not = unary("logical_not", numpy=np.logical_not, aten="logical_not.default", kinds=Boolean)
 
