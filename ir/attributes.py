@@ -70,6 +70,8 @@ def _axis(value: Any, inputs: Sequence[Any]) -> int:
 def _axes(value: Any, inputs: Sequence[Any]) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else value
     axes = tuple(sorted(_axis(axis, inputs) for axis in values))
+    if not inputs[0].rank:
+        return ()  # torch lets a 0-d tensor have axis 0; all its axes are none
     if len(set(axes)) < len(axes):
         raise IRError("an axis appears twice")
     return axes

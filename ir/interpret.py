@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .attributes import attr_key
-from .core import OPS, Op, OpDef, Value, building
+from .core import OPS, Op, OpDef, Value, building, describe
 from .dims import Dim, Poly, symbols
 from .dims import evaluate as evaluate_dim
 from .errors import IRError
@@ -123,7 +123,10 @@ def meaning(op: Op, operands: list[Any], env: Mapping[str, int]) -> list[np.ndar
     defn = op.defn
     attrs = {k: concrete(v, env) for k, v in op.attrs.items()}
     if defn.numpy is not None:
-        results = defn.numpy(*operands, **attrs)
+        try:
+            results = defn.numpy(*operands, **attrs)
+        except (IndexError, ValueError) as error:  # an index out of range: only the data tells
+            raise IRError(f"{describe(defn, op.inputs)}: {error}") from error
     elif defn.body is not None:
         results = evaluate_body(op, operands)
     else:
