@@ -107,8 +107,8 @@ def _ints(value: Any, inputs: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _float(value: Any, _: Sequence[Any]) -> float:
-    if isinstance(value, (bool, str)):
-        raise IRError(f"a {type(value).__name__} is no float")
+    if isinstance(value, str):
+        raise IRError("a str is no float")
     return float(value)
 
 

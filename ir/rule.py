@@ -121,7 +121,8 @@ class Rule:
     def apply(self, value: Value) -> Value | No | None:
         """The replacement of `value`, a refusal, or None where the rule says nothing.
 
-        Every spelling that matches is tried until one is not refused.
+        Every spelling that matches is tried until one is not refused. What cannot be built is a
+        refusal too: the type rules are guards that nobody has to write.
         """
         refusal: No | None = None
         for pattern in self.patterns:
@@ -130,7 +131,10 @@ class Rule:
             bound = match(pattern, value)
             if bound is None:
                 continue
-            result = self.after(**{k: bound[k] for k in self._wants})
+            try:
+                result = self.after(**{k: bound[k] for k in self._wants})
+            except IRError as error:
+                result = No(str(error), value)
             if isinstance(result, Value):
                 return result
             refusal = result if isinstance(result, No) else refusal

@@ -8,6 +8,7 @@ rule. `specimen` is one graph of the fuzzer; `python tests/fuzz.py SEED` prints 
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import random
 import sys
@@ -21,10 +22,11 @@ from subquad.ir import DTYPES, OPS, Graph, IRError, OpDef, TensorType, Value, bu
 from subquad.ir.attributes import REQUIRED, Attr
 from subquad.ir.dims import Dim, Poly, substitute
 from subquad.ir.rule import AttrHole, Hole, Pattern, Rule
-from subquad.ir.types import product
+from subquad.ir.types import product, scalar_dtype
 
 FLOATS, INTS = ("f64", "f64", "f64", "f32", "bf16"), ("i64", "i32")
 NUMBERS = (0, 1, -1, 2, 3, 0.0, 1.0, -1.0, 2.0, 0.5, -0.25, 1e-5, -0.0, True)
+FAMOUS = (math.sqrt(0.5), math.sqrt(2), math.sqrt(2 / math.pi), 0.044715, 1.702, 1 / 6, 3.0, 6.0)
 SPECIAL_NUMBERS = (float("inf"), float("-inf"), float("nan"), 1e30, -1e30, 1e-30)
 SPECIALS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 1e30, -1e30, np.inf, -np.inf, np.nan)
 NOT_CHOSEN = frozenset({"input", "param", "const", "opaque"})
@@ -36,7 +38,7 @@ class Maker:
 
     reuse: how often an operand is a value made before rather than a new input. sources: how often
     it is a constant or a param. symbols: names that dims may take beside small integers. special:
-    whether numbers may be infinite, NaN or huge.
+    whether numbers may be infinite, NaN or huge. famous: only numbers that formulas are known by.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class Maker:
         sources: float = 0.1,
         symbols: Sequence[str] = (),
         special: bool = False,
+        famous: bool = False,
     ):
-        self.rng = random.Random(seed)
+        self.rng, self.famous = random.Random(seed), famous
         self.reuse, self.sources, self.special = reuse, sources, special
         self.most_inputs, self.params = 6, 0
         self.inputs: list[Value] = []
@@ -114,12 +117,15 @@ class Maker:
         """A constant or a param."""
         type = self.type(kinds, near)
         if self.rng.random() < 0.7:
-            return OPS["const"](value=self.number(), dtype=type.dtype)
+            number = self.number()
+            return OPS["const"](value=number, dtype=scalar_dtype(number, [type.dtype]))
         self.params += 1
         return OPS["param"](name=f"w{self.params}", type=type)
 
     def number(self) -> bool | int | float:
         """A constant operand."""
+        if self.famous:
+            return self.rng.choice(FAMOUS)
         if self.special and self.rng.random() < 0.3:
             return self.rng.choice(SPECIAL_NUMBERS)
         return self.rng.choice(NUMBERS)
@@ -154,6 +160,8 @@ class Maker:
             case "number":
                 return self.number()
             case "dtype":
+                if self.values and rng.random() < 0.5:
+                    return rng.choice((DTYPES["f32"], rng.choice(self.values).dtype))
                 return DTYPES[rng.choice((*FLOATS, *INTS, "bool", "f16"))]
             case "str":
                 return rng.choice(("none", "tanh", "constant", "reflect", "mean", "sum", "same"))

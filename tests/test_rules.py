@@ -25,7 +25,8 @@ def instances(tested: Rule, count: int):
     found, built, refusals = 0, 0, set()
     for seed in range(TRIES * max(1, count // INSTANCES)):
         with building():
-            maker = Maker(seed, reuse=0.1, sources=0.3, special=seed % 2 == 1)
+            kind = {"special": seed % 4 == 1, "famous": seed % 4 == 3}
+            maker = Maker(seed, reuse=0.1, sources=0.3, **kind)
             value = maker.plant(tested, tries=1)
             if value is None:
                 continue
@@ -44,6 +45,8 @@ def instances(tested: Rule, count: int):
         if found == count:
             return
     assert built, "its `before` never instantiates"
+    if tested.doc.startswith("Refused") and None not in refusals:
+        return  # a rule that is there to give its reason
     assert found, f"never fires on {built} instances of its `before`: {refusals}"
 
 
@@ -120,10 +123,10 @@ def to_half(x):
     return ops.cast(ops.exp(x), dtype=DTYPES["f16"])
 
 
-@rule(lambda x, y: x - y)
-def swap_sub(x, y):
+@rule(lambda x, y: ops.maximum(x, y))
+def swap_maximum(x, y):
     """Right, and never done."""
-    return ops.neg(y - x)
+    return ops.maximum(y, x)
 
 
 @rule(lambda x, *, dim: ops.softmax(x, dim=dim))
@@ -155,10 +158,10 @@ def shy(x):
     ("seeded", "complaint"),
     [
         (wrong_order, "changes a type|off by"),
-        (times_zero, "NaN at other places"),
+        (times_zero, "NaN at other places|sign of a zero"),
         (relu_of_product, "off by|NaN|sign"),
         (to_half, "changes a type"),
-        (swap_sub, "does not settle"),
+        (swap_maximum, "does not settle"),
         (softmax_without_max, "NaN at other places"),
         (drop_second, "off by|infinities|NaN|differ"),
         (impossible, "never instantiates"),
@@ -178,20 +181,19 @@ def right_order(x, *, a, b):
     return ops.permute(x, dims=tuple(a[i] for i in b))
 
 
-@rule(lambda x, y, z: ops.matmul(x, z) + ops.matmul(y, z), lambda x, y, z: ops.matmul(z, x) + y)
+@rule(
+    lambda x, y, z: ops.matmul(x, z) + ops.matmul(y, z),
+    lambda x, y, z: ops.matmul(x, z) - ops.matmul(ops.neg(y), z),
+    exact=False,
+)
 def factor(x, y, z):
-    """Two spellings, of which the guard refuses the second."""
-    from subquad.ir.types import promote
-
-    if x.type != y.type or promote(x.type, z.type) is not x.dtype or x.rank < 2 or z.rank < 2:
+    """Two spellings of a sum of products, and a guard."""
+    if x.type != y.type or not x.dtype is y.dtype is z.dtype:
         return No("not alike")
-    if x.shape[-1] != z.shape[-2]:
-        return No("the second spelling")
     return ops.matmul(x + y, z)
 
 
 def test_the_prover_accepts():
     """Right rules live: guards, several spellings, attributes."""
     prove(right_order)
-    inexact = Rule(factor.name, factor.befores, factor.after, False, "", factor.patterns)
-    prove(inexact)
+    prove(factor)

@@ -31,6 +31,9 @@ def param(*, name: str, type: Anything):
 @op(numpy=lambda *, value, dtype: np.asarray(value))
 def const(*, value: Number, dtype: DType):
     "A 0-d constant. The number keeps full precision; `dtype` is what it counts as in promotion."
+    fits = {"b": bool, "u": int, "i": int}.get(dtype.kind, float | int)
+    if not isinstance(value, fits):
+        raise IRError(f"{value!r} is no {dtype}")
     return TensorType(dtype, ())
 
 
