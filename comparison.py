@@ -13,7 +13,7 @@ from rich.text import Text
 
 from .ir import SubquadError
 from .measure import Paired, Spread, exponent
-from .report import count, error, extra, grid, plain
+from .report import WIDTH, count, error, extra, grid, plain
 
 ADVICE_EXACT = (
     "    every attention was kept exact, so a rewrite or a kernel is wrong:",
@@ -161,7 +161,15 @@ class Comparison:
     # ---- printing --------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        return plain(*self._parts())
+        return self.text()
+
+    def text(self, width: int = WIDTH) -> str:
+        """Every table as plain text of `width` columns."""
+        return plain(*self._parts(), width=width)
+
+    def scaling(self, width: int = WIDTH) -> str:
+        """The table over lengths and the fitted exponents, as plain text."""
+        return plain(self._scaling(), *self._fits(), width=width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from self._parts()
@@ -201,8 +209,10 @@ class Comparison:
         return table
 
     def _scaling(self) -> RenderableType:
-        table = grid("length>", "original>", "optimised>", "times faster>", "memory>", "optimised>",
-                     "times less>")  # fmt: skip
+        table = grid(
+            "length>", "time>", "optimised>", "times faster>", "memory>", "optimised>",
+            "times less>",
+        )  # fmt: skip
         for r in self.rows:
             ratio = str(r.time.ratio) if r.time.before else "-"
             table.add_row(

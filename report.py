@@ -369,6 +369,15 @@ def _lines(graph: Graph) -> list[tuple[Op, str]]:
     return list(zip(ops, own, strict=True))
 
 
+def recipe_table(recipes: Mapping[str, Any]) -> Table:
+    """The recipes that `attention=` takes: kind, masks they respect, paper, what they do."""
+    table = grid("recipe", "kind", "masks", "paper", "what it does")
+    for name, r in recipes.items():
+        what = (r.doc or "").strip().splitlines() or [""]
+        table.add_row(name, r.kind, ", ".join(sorted(r.masks)), r.paper, what[0])
+    return table
+
+
 def extra(module: str, name: str, purpose: str) -> Any:
     """The module that the extra `name` brings. Raises SubquadError with the pip line without it."""
     try:

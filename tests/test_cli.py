@@ -1,0 +1,192 @@
+"""The command line: what it teaches, what it prints, how it fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import subquad.ir as ir
+from subquad import cli
+from subquad.target import axes_of, example, load, resized
+
+MODEL = '''
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def make_model():
+    torch.manual_seed(0)
+    return Net().eval(), (torch.randn(2, 12, 32),)
+
+
+def net():
+    return Net().eval()
+
+
+def broken():
+    return 1 / 0
+
+
+def text():
+    return "a model"
+
+
+model = Net().eval(), (torch.randn(2, 12, 32),), {}
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with my_model.py in it, which is the current one."""
+    (tmp_path / "my_model.py").write_text(MODEL)
+    (tmp_path / "bad_model.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)
+    return tmp_path
+
+
+def run(capsys, *argv):
+    """(exit code, stdout, stderr) of the command line in this process."""
+    try:
+        code = cli.main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+# ---- targets and inputs --------------------------------------------------------------------------
+
+
+def test_targets(here):
+    model, args, kwargs = load("my_model:make_model")
+    assert args[0].shape == (2, 12, 32) and kwargs == {}
+    assert load("my_model:model")[2] == {}
+    model, args, kwargs = load("my_model:net", ["f32[1,4,32]"])
+    assert model(*args).shape == (1, 4, 32)
+
+
+@pytest.mark.parametrize(
+    "target, says",
+    [
+        ("my_model", "expected pkg.mod:make_model"),
+        ("no_such_module:make", "no module 'no_such_module'"),
+        ("bad_model:make", "bad_model imports 'nothing_of_this_name'"),
+        ("my_model:make_modle", "did you mean 'make_model'"),
+        ("my_model:broken", r"ZeroDivisionError: division by zero \(my_model.py:\d+\)"),
+        ("my_model:text", "returned a str, not a torch.nn.Module"),
+        ("my_model:net", "gave a model and no inputs"),
+    ],
+)
+def test_a_wrong_target_is_one_message(here, target, says):
+    with pytest.raises(ir.SubquadError, match=says):
+        load(target)
+
+
+def test_examples_of_inputs():
+    assert example("f32[2,3]").shape == (2, 3)
+    assert example("bf16[]").dtype == torch.bfloat16
+    assert example("i64[50]<3").max() == 2
+    assert example("bool[2, 2]").all()
+    assert torch.equal(example("f32[4]"), example("f32[4]"))
+    for text in ("f33[2]", "f32", "f32[a]", "f32[2]<"):
+        with pytest.raises(ir.SubquadError, match="no input type"):
+            example(text)
+
+
+def test_axes_and_lengths():
+    x, mask = torch.arange(6).reshape(2, 3), torch.ones(2)
+    (shapes, of_mask) = axes_of((x, mask), {}, {1: "n"})
+    assert list(shapes) == [1] and not of_mask
+    longer, same = resized((x, mask), 1, 5)
+    assert longer.tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]] and same is mask
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def test_help_teaches(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "subquad demo" in out and "Start here" in out
+    for command in ("optimize", "compare", "print", "demo", "recipes"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0 and "usage: subquad" in out
+    assert run(capsys)[0] == 0
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_a_wrong_command_is_2(capsys):
+    assert run(capsys, "optimise")[0] == 2
+    assert run(capsys, "compare", "m:f", "--lengths", "1,x")[0] == 2
+    assert run(capsys, "compare", "m:f", "--dynamic", "n")[0] == 2
+
+
+def test_a_failure_is_1_and_one_message(capsys, here):
+    code, out, err = run(capsys, "optimize", "my_model:make_modle")
+    assert (code, out) == (1, "")
+    assert err.startswith("subquad: my_model has no") and "Traceback" not in err
+
+
+def test_help_needs_no_torch():
+    code = "import sys, subquad.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_optimize(capsys, here):
+    code, out, err = run(
+        capsys, "optimize", "my_model:make_model", "--json", "log.json", "--ir", "graph.ir"
+    )
+    assert code == 0, err
+    assert "canonicalize" in out and "rules applied" in out
+    assert json.loads((here / "log.json").read_text())["steps"]
+    assert ir.parse((here / "graph.ir").read_text()).outputs
+
+
+def test_compare(capsys, here):
+    code, out, err = run(capsys, "compare", "my_model:make_model", "--repeats", "1")
+    assert code == 0, err
+    assert "ok" in out and "times less" in out
+
+
+def test_compare_over_lengths_with_a_recipe(capsys, here):
+    code, out, err = run(
+        capsys, "compare", "my_model:make_model", "--attention", "elu1", "--dynamic", "1=n",
+        "--lengths", "32,64", "--repeats", "1", "--plot", "plot.png",
+    )  # fmt: skip
+    assert code == 1 and "say what you accept" in err, err
+    assert "exponent" in out and (here / "plot.png").exists()
+    assert run(capsys, "compare", "my_model:make_model", "--lengths", "32")[0] == 1
+
+
+def test_print(capsys, here):
+    code, out, err = run(capsys, "print", "my_model:make_model", "--captured")
+    assert code == 0, err
+    assert ir.parse(out).inputs
+    _, with_sources, _ = run(capsys, "print", "my_model:make_model", "--sources")
+    assert "my_model.py:" in with_sources
+
+
+def test_unknown_recipe(capsys, here):
+    code, _, err = run(capsys, "optimize", "my_model:make_model", "--attention", "elu")
+    assert code == 1 and "elu1" in err
+
+
+def test_recipes(capsys):
+    code, out, err = run(capsys, "recipes")
+    assert code == 0, err
+    assert "elu1" in out and "arXiv" in out
