@@ -11,7 +11,7 @@ import subquad.ir as ir
 from subquad import cli
 from subquad.target import axes_of, example, load, resized
 
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -45,7 +45,7 @@ def text():
 
 
 model = Net().eval(), (torch.randn(2, 12, 32),), {}
-'''
+"""
 
 
 @pytest.fixture

