@@ -1,0 +1,188 @@
+"""torch.export, held in one place: one lock, non-strict then strict, and errors a person can use."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ..ir import CaptureError
+from .decisions import decisions
+from .source import raised_at
+
+EXPORT_LOCK = threading.RLock()
+"""torch.export is not thread-safe: every capture of the process goes through here."""
+
+_DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "Data-dependent", "data-dependent", "dynamic control flow")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program before decomposition, and what user code decided about sizes on the way."""
+
+    program: ExportedProgram
+    decided: tuple[tuple[Any, bool, str], ...]
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> Exported:
+    """`model` as an ExportedProgram. Call with EXPORT_LOCK held.
+
+    dynamic_shapes: as torch.export takes it, with a plain string for a named `Dim`; True for every
+    axis of every tensor. Raises CaptureError with the user's line and torch's reason.
+    """
+    _register_dataclasses((args, kwargs))
+    shapes = normalise_shapes(model, args, kwargs, dynamic_shapes)
+
+    def attempt(strict: bool) -> Exported:
+        with _quiet(), decisions() as decided, torch.inference_mode(False):
+            program = torch.export.export(
+                model, args, kwargs, dynamic_shapes=shapes, strict=strict,
+            )  # fmt: skip
+        return Exported(program, tuple(decided))
+
+    try:
+        return attempt(strict=False)
+    except Exception as error:
+        first = error
+    if "in output, which is not a known type" in str(first):
+        with _registering_outputs(model):
+            try:
+                return attempt(strict=False)
+            except Exception as error:
+                first = error
+    try:
+        return attempt(strict=True)
+    except Exception:
+        raise explained(model, first) from first
+
+
+def explained(model: Any, error: BaseException) -> CaptureError:
+    """The CaptureError for a failed export."""
+    name, where = type(model).__name__, raised_at(error)
+    at = f"\n    at {where}" if where else ""
+    reason = first_line(error)
+    kind = type(error).__name__
+    if any(mark in f"{kind}: {error}" for mark in _DATA_DEPENDENT):
+        return CaptureError(
+            f"{name} chooses what to do from the values of a tensor, which a graph cannot follow.{at}\n"
+            "    Compute both sides and pick with torch.where(condition, a, b), branch with "
+            f"torch.cond(condition, f, g, operands), or decide outside forward. torch: {reason}"
+        )
+    if "ConstraintViolation" in kind or "Constraints violated" in str(error):
+        return CaptureError(
+            f"{name} does not keep the sizes that dynamic_shapes leaves open: {_violations(error)}.{at}\n"
+            "    Use torch.export.Dim.AUTO for those axes, or leave them out of dynamic_shapes"
+        )
+    if "in output, which is not a known type" in str(error) or "Unsupported input type" in str(error):
+        return CaptureError(
+            f"{name} takes or returns a container torch cannot open: {reason}.{at}\n"
+            "    Register it with torch.utils._pytree.register_pytree_node, or use tuples, lists, dicts "
+            "or dataclasses; for a Hugging Face cache pass use_cache=False"
+        )
+    return CaptureError(f"torch.export could not capture {name}: {kind}: {reason}{at}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:300].rstrip(".")
+
+
+def _violations(error: BaseException) -> str:
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip().startswith("- ")]
+    return "; ".join(lines[:3]).rstrip(".") or first_line(error)
+
+
+def normalise_shapes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> Any:
+    """`dynamic_shapes` in torch's own form: True becomes AUTO everywhere, strings named Dims."""
+    if dynamic_shapes is None or dynamic_shapes is False:
+        return None
+    if dynamic_shapes is True:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        return {name: pytree.tree_map(_every_axis, value) for name, value in bound.items()}
+    dims: dict[str, Any] = {}
+
+    def named(item: Any) -> Any:
+        if isinstance(item, str):
+            return dims.setdefault(item, Dim(item))
+        if isinstance(item, Mapping):
+            return {key: named(value) for key, value in item.items()}
+        if type(item) in (tuple, list):
+            return type(item)(map(named, item))
+        return item
+
+    return named(dynamic_shapes)
+
+
+def _every_axis(leaf: Any) -> Any:
+    return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
+
+
+def _register_dataclasses(tree: Any) -> None:
+    """Register the dataclasses in a structure with pytree, outermost first, so that export sees in."""
+    while True:
+        new = {type(leaf) for leaf in pytree.tree_leaves(tree) if _openable(leaf)}
+        if not new:
+            return
+        for kind in new:
+            torch.export.register_dataclass(kind)
+
+
+def _openable(leaf: Any) -> bool:
+    return is_dataclass(leaf) and not isinstance(leaf, (type, torch.Tensor)) and not _known(type(leaf))
+
+
+def _known(kind: type) -> bool:
+    return kind in pytree.SUPPORTED_NODES
+
+
+@contextlib.contextmanager
+def _registering_outputs(model: nn.Module) -> Iterator[None]:
+    """A block in which dataclasses that forward returns are registered just before torch looks."""
+    handle = model.register_forward_hook(lambda *call: _register_dataclasses(call[2]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Drop(logging.Filter):
+    """Lets nothing through."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A block without torch's dumps of half-made graphs; the user's own prints and warnings stay."""
+    chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    drop = _Drop()
+    chatter.addFilter(drop)
+    text, succeeded = io.StringIO(), False
+    try:
+        with contextlib.redirect_stderr(text), warnings.catch_warnings():
+            for module in (r"torch\.", r"copyreg"):
+                warnings.filterwarnings("ignore", module=module)
+            yield
+            succeeded = True
+    finally:
+        chatter.removeFilter(drop)
+        if succeeded and text.getvalue():
+            sys.stderr.write(text.getvalue())

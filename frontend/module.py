@@ -1,0 +1,297 @@
+"""OptimizedModule: what `optimize` hands back, in the original's place; LazyModule until it is called."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from ..ir import CaptureError, Graph
+from .capture import Captured
+from .refusals import check_model
+from .signature import Signature
+from .state import copy_state, places
+
+Executable = Callable[
+    [Sequence[torch.Tensor], Mapping[str, torch.Tensor]],
+    tuple[list[torch.Tensor], dict[str, torch.Tensor]],
+]
+"""`(inputs, tensors by param name) -> (outputs, updates by buffer or input name)`."""
+
+_OWN = frozenset({"graph", "log", "sites", "backend", "folded", "captured"})
+
+
+class OptimizedModule(nn.Module):
+    """A drop-in for the captured model: same signature, output structure and state_dict names.
+
+    The weights are its own copies (`share_weights=True` keeps the model's own tensors), so training
+    one never changes the other. Every call is checked against what was captured, and a call outside
+    raises CaptureError. What a model writes to its inputs and buffers is written after the call.
+    Outputs that the original returns as views of inputs may be copies.
+
+    graph: the graph that runs. log, sites, backend: set by `optimize`. folded: names of weights that
+    passes computed with ahead of time, which must not change any more.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | ExportedProgram,
+        captured: Captured,
+        graph: Graph | None = None,
+        executable: Executable | None = None,
+        *,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        folded: frozenset[str] = frozenset(),
+        share_weights: bool = False,
+    ):
+        """tensors: for params that passes added to `graph`, beside `captured.tensors`."""
+        super().__init__()
+        model = check_model(model)
+        if executable is None:
+            raise TypeError("executable is missing: pass backends.backend(name).compile(graph, modules)")
+        self.graph = captured.graph if graph is None else graph
+        self.captured, self.folded = captured, frozenset(folded)
+        self.log: Any = None
+        self.sites: Any = ()
+        self.backend: Any = None
+        self._title = captured.graph.name
+        self._executable = executable
+        self._given = {**captured.tensors, **(tensors or {})}
+        copy_state(model, self, share_weights)
+        self.training = captured.model_was_training
+        self._settle()
+
+    def _settle(self) -> None:
+        """Work out what a call needs from the tree of weights; once, and again for a copy."""
+        wanted = dict.fromkeys((*self.graph.params, *(self.graph.updates.keys() - self._inputs)))
+        self._places = places(self, wanted, self._given)
+        self._given = {}
+        self._frozen = {n: self._tensor(n)._version for n in self.folded if n in self._places}
+        self.__signature__ = self._signature.call
+        self.__class__ = _with_forward(OptimizedModule, self._signature.call)
+
+    @property
+    def _signature(self) -> Signature:
+        return self.captured.signature
+
+    @property
+    def _inputs(self) -> set[str]:
+        return {spec.name for spec in self._signature.inputs}
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        table, key = self._places[name]
+        return table[key]
+
+    # ---- calls -----------------------------------------------------------------------------------
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        signature = self._signature
+        inputs = signature.flatten(args, kwargs)
+        tensors = {name: table[key] for name, (table, key) in self._places.items()}
+        env: dict[str, int] = {}
+        if not torch.compiler.is_compiling():
+            env = signature.verify(inputs, next((p.device for p in self.parameters()), None))
+            if any(spec.mutated for spec in signature.inputs):
+                signature.verify_aliases(inputs)
+            if self._frozen:
+                self._verify_frozen()
+        outputs, updates = self._executable(inputs, tensors)
+        if updates:
+            outputs = self._write(inputs, tensors, outputs, updates)
+        return signature.unflatten(outputs, env)
+
+    def _write(
+        self,
+        inputs: list[torch.Tensor],
+        tensors: dict[str, torch.Tensor],
+        outputs: list[torch.Tensor],
+        updates: dict[str, torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Carry out what the model writes; an output that is the written input becomes that input."""
+        by_name = dict(zip((spec.name for spec in self._signature.inputs), inputs))
+        graph, outputs = self.graph, list(outputs)
+        for name, new in updates.items():
+            if name in by_name:
+                target = by_name[name]
+                target.copy_(new)
+                for i, value in enumerate(graph.outputs):
+                    if value is graph.updates[name]:
+                        outputs[i] = target
+            else:
+                with torch.no_grad():
+                    tensors[name].copy_(new)
+        return outputs
+
+    def _verify_frozen(self) -> None:
+        changed = [n for n, version in self._frozen.items() if self._tensor(n)._version != version]
+        if changed:
+            self._refuse_folded(changed)
+
+    def _refuse_folded(self, names: Sequence[str]) -> NoReturn:
+        raise CaptureError(
+            f"the optimised graph was computed from the old values of {', '.join(sorted(names))}, which "
+            "changed; load the weights into the model and call optimize again"
+        )
+
+    # ---- being a module --------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> OptimizedModule:
+        """Only the mode that was captured: dropout and batch norm are fixed in the graph."""
+        if bool(mode) != self.captured.model_was_training:
+            was, call = ("training", "train") if self.captured.model_was_training else ("eval", "eval")
+            other = "train" if mode else "eval"
+            raise CaptureError(
+                f"{self._title} was captured in {was} mode, and dropout, batch norm and the like are fixed "
+                f"in its graph that way; call optimize(model.{other}(), ...) for the other mode "
+                f"(gradients flow and optimisers work after .{call}(), too)"
+            )
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> OptimizedModule:
+        for dtype in {t.dtype: None for t in (*self.parameters(), *self.buffers())}:
+            new = fn(torch.empty(0, dtype=dtype)).dtype
+            if new is not dtype:
+                raise CaptureError(
+                    f"{self._title} was captured with {str(dtype)[6:]} weights, and its graph is typed that "
+                    f"way; to run it in {str(new)[6:]} call optimize(model.to({new}), ...) on the original"
+                )
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As nn.Module's. Raises CaptureError for weights that passes computed with ahead of time."""
+        aliases = self.captured.aliases
+        touched = [name for name in state_dict if aliases.get(name, name) in self.folded]
+        if touched:
+            self._refuse_folded(touched)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:  # a model may have a submodule called `graph`; ours is found first
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        new = OptimizedModule.__new__(OptimizedModule)
+        memo[id(self)] = new
+        nn.Module.__init__(new)
+        shared = {"captured", "graph", "_executable", "folded", "log", "sites", "backend", "_title"}
+        for name, value in self.__dict__.items():
+            if name in shared:
+                new.__dict__[name] = value
+            elif name not in ("_places", "_frozen", "__signature__", "_given"):
+                new.__dict__[name] = copy.deepcopy(value, memo)
+        new._given = {}
+        new._settle()
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise CaptureError(
+            f"an optimised {self._title} cannot be pickled: subquad neither writes nor reads pickles. Save "
+            "state_dict() (safetensors keeps it well) and call optimize again after loading"
+        )
+
+    def _get_name(self) -> str:
+        return f"Optimized{self._title}"
+
+    def __repr__(self) -> str:
+        graph, count = self.graph, sum(p.numel() for p in self.parameters())
+        inputs = ", ".join(f"{s.path}: {s.type}" for s in self._signature.inputs)
+        mode = "train" if self.captured.model_was_training else "eval"
+        backend = f", {self.backend}" if isinstance(self.backend, str) else ""
+        return (
+            f"{self._get_name()}({inputs})\n"
+            f"    {len(graph.ops())} ops, {count:,} parameters, {mode} mode{backend}"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _with_forward(base: type, signature: inspect.Signature) -> type:
+    """A subclass of `base` whose forward shows the model's own signature."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._run(args, kwargs)
+
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = list(signature.parameters.values())
+    if any(p.name == "self" for p in parameters):
+        own = own.replace(name="_self")
+    forward.__signature__ = signature.replace(parameters=[own, *parameters])  # type: ignore[attr-defined]
+    return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+
+
+class LazyModule(nn.Module):
+    """A model that is captured at its first call, with that call's arguments; then it *is* the result.
+
+    build: `(args, kwargs) -> OptimizedModule`, called once. The parameters are copies from the start
+    and stay the same objects afterwards, so an optimiser made before the first call keeps working.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        build: Callable[[tuple[Any, ...], dict[str, Any]], OptimizedModule],
+    ):
+        super().__init__()
+        checked = check_model(model)
+        if isinstance(checked, ExportedProgram):
+            raise CaptureError("an ExportedProgram is captured already; it needs no first call")
+        self.__dict__["_model"], self._build = checked, build
+        self._lock = threading.Lock()
+        copy_state(checked, self)
+        self.__signature__ = inspect.signature(checked.forward)
+        self.__class__ = _with_forward(LazyModule, self.__signature__)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._lock:
+            if isinstance(self, LazyModule):
+                self._become(self._build(args, kwargs))
+        return self._run(args, kwargs)
+
+    def _become(self, built: OptimizedModule) -> None:
+        """Turn into `built`, keeping this module's own parameters, buffers and hooks."""
+        kept = {k: v for k, v in self.__dict__.items() if k.endswith(("_hooks", "_with_kwargs"))}
+        kept |= {k: self.__dict__[k] for k in ("_parameters", "_buffers", "_modules", "_lock")}
+        given = {n: built._tensor(n) for n in built._places}
+        extra = {k: v for k, v in built._modules.items() if k not in self._modules}
+        self.__dict__.update({**built.__dict__, **kept})
+        self._modules.update(extra)
+        self._given = given
+        object.__setattr__(self, "__class__", OptimizedModule)
+        self._settle()  # type: ignore[attr-defined]
+
+    def train(self, mode: bool = True) -> LazyModule:
+        """Only the mode that the model itself is in: it decides what the first call captures."""
+        if bool(mode) != self._model.training:
+            call = "train" if mode else "eval"
+            raise CaptureError(
+                f"the first call captures the model as it is, in {'eval' if mode else 'training'} mode; call "
+                f".{call}() on the model itself, then optimize(model)"
+            )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:
+            raise AttributeError(f"{name!r} is known after the first call: nothing has been captured yet")
+        return super().__getattr__(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazyModule:
+        new = LazyModule(self._model, self._build)
+        new.load_state_dict(self.state_dict())
+        memo[id(self)] = new
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise CaptureError("a lazily optimised module cannot be pickled; save its state_dict()")
+
+    def __repr__(self) -> str:
+        return f"Lazy{type(self._model).__name__}{self.__signature__}: captured at the first call"
