@@ -57,29 +57,15 @@ def recognize_rms_norm(y, *, d, eps):
 
 
 @rule(
-    lambda y, *, d, eps: (y - mean(y, dim=d, keepdim=True))
-    * rsqrt(
-        mean(
-            (y - mean(y, dim=d, keepdim=True)) * (y - mean(y, dim=d, keepdim=True)),
-            dim=d,
-            keepdim=True,
-        )
-        + eps
-    ),
-    lambda y, *, d, eps: (y - mean(y, dim=d, keepdim=True))
-    / sqrt(
-        mean(
-            (y - mean(y, dim=d, keepdim=True)) * (y - mean(y, dim=d, keepdim=True)),
-            dim=d,
-            keepdim=True,
-        )
-        + eps
-    ),
+    lambda x, *, d, shape, eps: rms_norm(
+        x - mean(x, dim=d, keepdim=True), normalized_shape=shape, eps=eps
+    )
 )
-def recognize_layer_norm(y, *, d, eps):
-    "y less its mean, over its standard deviation."
-    shape = _trailing(y, d, eps)
-    return layer_norm(y, normalized_shape=shape, eps=eps) if shape else shape
+def recognize_layer_norm(x, *, d, shape, eps):
+    "The root mean square of x less its mean is its standard deviation."
+    if d != tuple(range(x.rank - len(shape), x.rank)):
+        return No(f"the mean is over axes {d}, the norm over the last {len(shape)}", x)
+    return layer_norm(x, normalized_shape=shape, eps=eps)
 
 
 def _fits(x: Value, w: Value, shape: tuple) -> bool:

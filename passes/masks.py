@@ -1,0 +1,301 @@
+"""What an attention mask is, proved from the graph that computes it.
+
+A mask is taken apart into factors that must all hold. Each factor is followed back, through views,
+to the axes of the scores [b, h, n, m] it varies along. A comparison of index arithmetic is causal,
+always true, or something else; a factor that varies along batch and keys only is key padding.
+What is none of these is unproved: the mask is dense. Unknown means no.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..ir import Dim, Value
+from ..ir.dims import at_least
+from ..ir.ops.elementwise import logical_and, logical_not, ne
+from ..ir.ops.shape import expand, permute, reshape
+
+Axes = tuple[int | None, ...]
+"""For each axis of a value, the axis of the scores it runs along (0 to 3); None for size 1."""
+
+NEGLIGIBLE = -1e4
+"""An additive mask at or below this masks, for the purpose of naming what it is."""
+
+AS_GOOD_AS_INFINITE = -1e30
+"""Added to a score of any sane size, this leaves no weight beside a key that is kept."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a mask keeps. kind: none, causal, padding, causal+padding or dense.
+
+    padding: bool [b or 1, 1, 1, m], True where a key is kept; None without padding. hard: masked
+    weights are exactly 0 wherever a row keeps any key. reason: why it is dense.
+    """
+
+    kind: str
+    padding: Value | None = None
+    hard: bool = True
+    reason: str = ""
+
+
+class UnprovedError(Exception):
+    """Why a factor could not be named."""
+
+
+def classify(mask: Value | None, causal: bool = False) -> Mask:
+    """What `mask` (bool or additive, broadcastable to [b, h, n, m], or None) keeps.
+
+    causal: it is in force together with j <= i.
+    """
+    walk = _Walk()
+    try:
+        if mask is not None:
+            axes = tuple(None if d == 1 else 4 - mask.rank + i for i, d in enumerate(mask.shape))
+            if mask.dtype.kind == "b":
+                walk.holds(mask, axes, True)
+            else:
+                walk.adds(mask, axes)
+    except UnprovedError as reason:
+        return Mask("dense", reason=str(reason))
+    kinds = ["causal"] if causal or walk.causal else []
+    padding = None
+    for factor in walk.padding:
+        padding = factor if padding is None else logical_and(padding, factor)
+    kinds += ["padding"] if padding is not None else []
+    return Mask("+".join(kinds) or "none", padding, walk.hard)
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.causal = False
+        self.hard = True
+        self.padding: list[Value] = []
+
+    def adds(self, x: Value, axes: Axes) -> None:
+        """Take an additive mask apart; raises UnprovedError."""
+        name, inputs = x.op.name, x.op.inputs
+        if x.number is not None and x.number == 0:
+            return
+        if name == "full" and x.op.attrs.get("fill_value") == 0:
+            return
+        if name == "add":
+            for part in inputs:
+                self.adds(part, _broadcast(part, x, axes))
+            return
+        if name == "where":
+            condition, kept, masked = inputs
+            for value, other, wanted in ((kept, masked, True), (masked, kept, False)):
+                low = uniform(other)
+                if uniform(value) == 0 and low is not None and low <= NEGLIGIBLE:
+                    self.hard &= low <= AS_GOOD_AS_INFINITE
+                    self.holds(condition, _broadcast(condition, x, axes), wanted)
+                    return
+        if name == "mul" and (low := uniform(inputs[1])) is not None and low <= NEGLIGIBLE:
+            flag = inputs[0].op  # (1 - keep) * low, with keep a cast bool
+            if flag.name == "sub" and uniform(flag.inputs[0]) == 1:
+                keep = flag.inputs[1]
+                if keep.op.name == "cast" and keep.op.inputs[0].dtype.kind == "b":
+                    self.hard &= low <= AS_GOOD_AS_INFINITE
+                    source = keep.op.inputs[0]
+                    self.holds(source, _broadcast(source, x, axes), True)
+                    return
+        if name == "cast" and inputs[0].dtype.is_float:
+            return self.adds(inputs[0], axes)
+        for source, inner in _through_view(x, axes):
+            return self.adds(source, inner)
+        raise UnprovedError(f"what {name} adds to the scores is not proved to be 0 or -inf")
+
+    def holds(self, x: Value, axes: Axes, wanted: bool) -> None:
+        """Take `x == wanted` apart; raises UnprovedError."""
+        name, inputs = x.op.name, x.op.inputs
+        number = uniform(x)
+        if number is not None:
+            if bool(number) != wanted:
+                raise UnprovedError("the mask keeps nothing")
+            return
+        if name == "logical_not":
+            return self.holds(inputs[0], axes, not wanted)
+        if name == ("logical_and" if wanted else "logical_or"):
+            for part in inputs:
+                self.holds(part, _broadcast(part, x, axes), wanted)
+            return
+        if name in ("tril", "triu"):
+            return self.triangle(x, axes, wanted)
+        if name in ("eq", "ne") and uniform(inputs[1]) == 0:
+            source, axes = inputs[0], _broadcast(inputs[0], x, axes)
+            return self.truth(source, axes, wanted == (name == "ne"))
+        if name == "cast" and inputs[0].dtype.kind in "bui":
+            return self.truth(inputs[0], axes, wanted)
+        if name in ("lt", "le", "gt", "ge") and self.compares(x, axes, wanted):
+            return
+        for source, inner in _through_view(x, axes):
+            return self.holds(source, inner, wanted)
+        if self.sliced(x, axes, wanted):
+            return
+        self.leaf(x, axes, wanted)
+
+    def truth(self, x: Value, axes: Axes, wanted: bool) -> None:
+        """Take `bool(x) == wanted` apart for x of any dtype; raises UnprovedError."""
+        if x.dtype.kind == "b":
+            return self.holds(x, axes, wanted)
+        if x.op.name == "cast" and x.op.inputs[0].dtype.kind in "bui":
+            return self.truth(x.op.inputs[0], axes, wanted)
+        if x.op.name in ("tril", "triu"):
+            return self.triangle(x, axes, wanted)
+        for source, inner in _through_view(x, axes):
+            return self.truth(source, inner, wanted)
+        self.leaf(ne(x, 0), axes, wanted)
+
+    def sliced(self, x: Value, axes: Axes, wanted: bool) -> bool:
+        """Whether the first elements along an axis are named by what they are the first of."""
+        if x.op.name != "slice" or x.op.attrs["start"] != 0 or x.op.attrs["step"] != 1:
+            return False
+        trial = _Walk()
+        try:
+            trial.holds(x.op.inputs[0], axes, wanted)
+        except UnprovedError:
+            return False
+        self.causal |= trial.causal and not trial.padding
+        return not trial.padding
+
+    def leaf(self, x: Value, axes: Axes, wanted: bool) -> None:
+        """Padding, if x varies along batch and keys only; raises UnprovedError."""
+        name = x.op.name
+        if 1 in axes or 2 in axes:
+            what = "query" if 2 in axes else "head"
+            raise UnprovedError(f"what it keeps depends on the {what} through {name}")
+        keep = x if wanted else logical_not(x)
+        self.padding.append(_aligned(keep, axes))
+
+    def triangle(self, x: Value, axes: Axes, wanted: bool) -> None:
+        """tril(ones, 0) keeps j <= i, triu(ones, 1) masks the rest."""
+        diagonal = x.op.attrs.get("diagonal", 0)
+        filled = uniform(x.op.inputs[0])
+        lower = (x.op.name, wanted, diagonal) in (("tril", True, 0), ("triu", False, 1))
+        if not lower or not filled or axes[-2:] != (2, 3):
+            raise UnprovedError(f"{x.op.name} at diagonal {diagonal} is not proved causal")
+        self.causal = True
+
+    def compares(self, x: Value, axes: Axes, wanted: bool) -> bool:
+        """Whether a comparison of index arithmetic is named; raises UnprovedError for another."""
+        sides = [affine(part, _broadcast(part, x, axes)) for part in x.op.inputs]
+        if sides[0] is None or sides[1] is None:
+            return False
+        (start, slopes), (other, others) = sides
+        name = x.op.name if wanted else _OPPOSITE.get(x.op.name)
+        if name in ("gt", "ge"):
+            start, slopes, other, others = other, others, start, slopes
+        elif name not in ("lt", "le"):
+            return False
+        # start + slopes . index  <=  other + others . index
+        gap = start - other + (1 if name in ("lt", "gt") else 0)
+        slope = {a: slopes.get(a, 0) - others.get(a, 0) for a in {*slopes, *others}}
+        slope = {a: c for a, c in slope.items() if c}
+        if at_least(-gap, 0) and all(c < 0 for c in slope.values()):
+            return True  # always
+        if gap == 0 and slope == {3: 1, 2: -1}:
+            self.causal = True
+            return True
+        if slope == {2: 1, 3: -1}:
+            raise UnprovedError("it keeps a window of past keys only")
+        raise UnprovedError(f"{x.op.name} compares positions in a way that is not j <= i")
+
+
+_OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
+
+
+def uniform(x: Value | None) -> float | None:
+    """The one number every element of x is, when x is a constant or views of one."""
+    while x is not None and x.op.name in ("expand", "reshape", "permute", "slice"):
+        x = x.op.inputs[0]
+    if x is None or x.op.name not in ("const", "full", "cast"):
+        return None
+    if x.op.name == "cast":
+        inner = uniform(x.op.inputs[0])
+        if inner is None or math.isnan(inner):
+            return None
+        return float(inner) if x.dtype.is_float else int(inner) if x.dtype.kind in "ui" else inner
+    number = x.number if x.op.name == "const" else x.op.attrs.get("fill_value")
+    return number if isinstance(number, (bool, int, float)) else None
+
+
+def affine(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
+    """`start` and slopes by axis when x = start + sum of slope * index, over integers."""
+    if x.dtype.kind != "i":
+        return None
+    name, inputs, attrs = x.op.name, x.op.inputs, x.op.attrs
+    number = uniform(x)
+    if number is not None:
+        return int(number), {}
+    if name == "arange":
+        start, step = attrs["start"], attrs["step"]
+        if isinstance(start, float) or not isinstance(step, int):
+            return None
+        return start, {} if axes[0] is None else {axes[0]: step}
+    if name in ("add", "sub"):
+        left, right = (affine(part, _broadcast(part, x, axes)) for part in inputs)
+        if left is None or right is None:
+            return None
+        sign = 1 if name == "add" else -1
+        slopes = dict(left[1])
+        for axis, slope in right[1].items():
+            slopes[axis] = slopes.get(axis, 0) + sign * slope
+        return left[0] + right[0] * sign, slopes
+    if name == "cast" and x.dtype.kind == "i":
+        return affine(inputs[0], axes)
+    if name == "slice":
+        inner = affine(inputs[0], axes)
+        axis = axes[attrs["dim"]]
+        if inner is None or axis is None:  # of one element: which one is not known here
+            return None
+        slope = inner[1].get(axis, 0)
+        slopes = {**inner[1], axis: slope * attrs["step"]}
+        return inner[0] + attrs["start"] * slope, slopes
+    for source, mapped in _through_view(x, axes):
+        return affine(source, mapped)
+    return None
+
+
+def _broadcast(part: Value, whole: Value, axes: Axes) -> Axes:
+    """The axes of an operand of an elementwise op whose result has `axes`."""
+    lead = whole.rank - part.rank
+    return tuple(None if d == 1 else axes[lead + i] for i, d in enumerate(part.shape))
+
+
+def _through_view(x: Value, axes: Axes) -> Iterator[tuple[Value, Axes]]:
+    """The operand of a view and its axes, where they can be told; at most one."""
+    name, attrs = x.op.name, x.op.attrs
+    if name == "expand":
+        source = x.op.inputs[0]
+        yield source, _broadcast(source, x, axes)
+    elif name == "permute":
+        back: list[int | None] = [None] * x.rank
+        for i, axis in enumerate(attrs["dims"]):
+            back[axis] = axes[i]
+        yield x.op.inputs[0], tuple(back)
+    elif name == "reshape":
+        source = x.op.inputs[0]
+        real = [i for i, d in enumerate(x.shape) if d != 1]
+        inner = [i for i, d in enumerate(source.shape) if d != 1]
+        if [x.shape[i] for i in real] == [source.shape[i] for i in inner]:
+            found = dict(zip(inner, (axes[i] for i in real), strict=True))
+            yield source, tuple(found.get(i) for i in range(source.rank))
+
+
+def _aligned(keep: Value, axes: Axes) -> Value:
+    """A factor that varies along batch and keys as bool [b or 1, 1, 1, m]."""
+    order = sorted((a, i) for i, a in enumerate(axes) if a is not None)
+    moved = [i for _, i in order] + [i for i, a in enumerate(axes) if a is None]
+    keep = keep if moved == sorted(moved) else permute(keep, dims=moved)
+    sizes = {a: keep.shape[moved.index(i)] for a, i in order}
+    shape = (sizes.get(0, 1), 1, 1, sizes.get(3, 1))
+    return keep if keep.shape == shape else reshape(keep, shape=shape)
+
+
+def over_keys(padding: Value, b: Dim, m: Dim) -> Value:
+    """A padding mask [b or 1, 1, 1, m or 1] as bool [b, 1, m, 1], along the keys of k and v."""
+    full = expand(padding, size=(b, 1, 1, m))
+    return reshape(full, shape=(b, 1, m, 1))
