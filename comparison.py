@@ -79,6 +79,15 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteError:
+    """How far a recipe is from the exact attention on the same q, k and v, at one site."""
+
+    path: str
+    recipe: str
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Time and peak extra memory of both models at one length; before = original."""
 
@@ -92,7 +101,8 @@ class Comparison:
     """Errors of two models on the same inputs, and what each of them costs. `str()` is tables.
 
     outputs: one entry for each tensor returned. reference: what errors are measured against.
-    exact: whether the optimised model kept every attention exact. time: seconds, in pairs.
+    exact: whether the optimised model kept every attention exact. sites: where it did not, what
+    the recipe there does to its own attention alone, in float64. time: seconds, in pairs.
     memory: peak extra bytes (original, optimised). flops: of matrix products and attention, by
     torch's counter. rate: the machine's own matrix product, FLOP/s. rows: one for each length.
     """
@@ -100,6 +110,7 @@ class Comparison:
     outputs: tuple[Output, ...]
     reference: str = "float64"
     exact: bool = True
+    sites: tuple[SiteError, ...] = ()
     time: Paired | None = None
     memory: tuple[int | None, int | None] = (None, None)
     flops: tuple[int | None, int | None] = (None, None)
@@ -185,6 +196,15 @@ class Comparison:
             )  # fmt: skip
         yield table
         yield Text(f"errors are against {self.reference}; relative is to the root mean square")
+        if self.sites:
+            yield Text("")
+            places = grid("attention at", "recipe", "max error>", "relative>", "cosine>")
+            for site in self.sites:
+                d = site.difference
+                figures = (error(d.max_abs), error(d.relative), f"{d.cosine:.4f}")
+                places.add_row(site.path, site.recipe, *figures)
+            yield places
+            yield Text("recipe against exact attention on the same q, k and v, in float64")
         if self.time is not None:
             yield Text("")
             yield self._costs()

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from .comparison import Comparison, Difference, Output, Row, leaves
-from .ir import SubquadError
+from .comparison import Comparison, Difference, Output, Row, SiteError, leaves
+from .ir import Graph, SubquadError
 from .measure import Paired, flops, matmul_rate, peak_memory, times
 from .reference import double, in_float64
 from .reproduce import bisect
+from .verify import Verifier
 
 __all__ = ["FLOORS", "Comparison", "bisect", "compare"]
 
@@ -33,6 +34,12 @@ FLOORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.
 
 FACTOR = 3
 """How many times the original's own error an optimised model may have."""
+
+KEPT = frozenset({"exact", "attention", "kept", "", None})
+"""Decisions at an attention site that replaced nothing."""
+
+LINEARIZE = "linearize:"
+"""What the rule of an event is called where a recipe was applied, before the recipe's name."""
 
 
 def compare(
@@ -73,7 +80,9 @@ def compare(
 
     say("float64 reference")
     outputs, reference = _errors(original, optimized, args, kwargs)
-    result = Comparison(outputs=outputs, reference=reference, exact=_is_exact(optimized))
+    sites = _site_errors(optimized, args, kwargs)
+    exact = not sites and _is_exact(optimized)
+    result = Comparison(outputs=outputs, reference=reference, exact=exact, sites=sites)
     if repeats != 0:
         say("time and memory")
         row, counted = _measure(original, optimized, args, kwargs, repeats, seconds, least=3)
@@ -130,10 +139,30 @@ def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return model(*args, **kwargs)
 
 
+def _site_errors(optimized: Any, args: Any, kwargs: Any) -> tuple[SiteError, ...]:
+    """Of every attention that a recipe replaced: its result against the exact one, in float64."""
+    log, captured = getattr(optimized, "log", None), getattr(optimized, "captured", None)
+    found = []
+    for step in getattr(log, "steps", ()):
+        events = [e for e in step.events if e.applied and e.rule.startswith(LINEARIZE)]
+        if not events or captured is None or step.undone:
+            continue
+        inputs = captured.signature.flatten(args, kwargs)
+        verifier = Verifier(inputs, captured.tensors, captured.modules)
+        pairs = [value for e in events for value in (e.at.results[0], e.result)]
+        graph = Graph(step.before.name, step.before.inputs, pairs, facts=step.before.facts)
+        results = [torch.as_tensor(x) for x in verifier(graph)]
+        for event, exact, linear in zip(events, results[::2], results[1::2]):
+            path = event.at.source.split(" (")[0] or "the model"
+            recipe = event.rule.removeprefix(LINEARIZE)
+            found.append(SiteError(path, recipe, Difference.of(linear, exact)))
+    return tuple(found)
+
+
 def _is_exact(optimized: Any) -> bool:
-    """Whether every decision at its attention sites left the attention as it was."""
+    """Whether no attention of it was replaced."""
     sites = getattr(optimized, "sites", None) or ()
-    return all(getattr(site, "decision", "exact") in ("exact", "", None) for site in sites)
+    return all(getattr(site, "decision", "exact") in KEPT for site in sites)
 
 
 # ---- time, memory, work -----------------------------------------------------------------------

@@ -33,14 +33,17 @@ def load(
     A target that is a module instance is taken as it is. Raises SubquadError, whatever goes wrong.
     """
     made = _call(target)
-    model, args, kwargs = made, (), {}
+    model = made
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(made, tuple):
         if not 2 <= len(made) <= 3:
             raise SubquadError(
                 f"{target} returned {len(made)} things: expected model, (model, args) or "
                 "(model, args, kwargs)"
             )
-        model, args = made[0], made[1] if isinstance(made[1], (tuple, list)) else (made[1],)
+        model = made[0]
+        args = tuple(made[1]) if isinstance(made[1], (tuple, list)) else (made[1],)
         kwargs = dict(made[2]) if len(made) == 3 else {}
     if not isinstance(model, nn.Module):
         raise SubquadError(f"{target} returned a {type(model).__name__}, not a torch.nn.Module")
@@ -51,7 +54,7 @@ def load(
             f"{target} gave a model and no inputs: return (model, args) from it, or describe\n"
             "    them, as in --args 'f32[2,128,64]' 'bool[2,128]'"
         )
-    return model, tuple(args), kwargs
+    return model, args, kwargs
 
 
 def _call(target: str) -> Any:
