@@ -22,16 +22,18 @@ def interpret(
     inputs: Sequence[Any],
     call: Callable[[Op, list[Any], dict[str, int]], Sequence[Any]],
     shape_of: Callable[[Any], Sequence[int]] = np.shape,
+    dims: Mapping[str, int] | None = None,
 ) -> tuple[list[Any], dict[str, Any]]:
     """Run `call(op, operands, dims)` over every op in order; returns outputs and updates.
 
     Works for any data: `call` returns one item a result. Symbols of the dims are bound from the
-    shapes of the inputs, and data-dependent ones from the shapes of results. Data that no later op
-    needs is dropped at once.
+    shapes of the inputs, and data-dependent ones from the shapes of results; `dims` are known before
+    (a composite's body runs inside a graph that knows them). Data that no later op needs is dropped.
     """
     if len(inputs) != len(graph.inputs):
         raise IRError(f"graph {graph.name!r} takes {len(graph.inputs)} inputs, given {len(inputs)}")
-    env = bind({v: shape_of(x) for v, x in zip(graph.inputs, inputs, strict=True)})
+    env = dict(dims or {})
+    bind({v: shape_of(x) for v, x in zip(graph.inputs, inputs, strict=True)}, env)
     data: dict[Value, Any] = dict(zip(graph.inputs, inputs, strict=True))
     for op, dead in graph.schedule:
         if op.name != "input":
@@ -91,7 +93,10 @@ def _who(value: Value) -> str:
 
 
 def evaluate(
-    graph: Graph, inputs: Sequence[Any], params: Mapping[str, Any] | None = None
+    graph: Graph,
+    inputs: Sequence[Any],
+    params: Mapping[str, Any] | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Outputs and updates by the numpy meaning of every op; floats are computed in float64.
 
@@ -110,7 +115,8 @@ def evaluate(
             return meaning(op, operands, env)
 
     arrays = [as_array(x, v.type) for x, v in zip(inputs, graph.inputs, strict=False)]
-    return interpret(graph, arrays if len(inputs) == len(graph.inputs) else inputs, call)
+    data = arrays if len(inputs) == len(graph.inputs) else inputs
+    return interpret(graph, data, call, dims=dims)
 
 
 def as_array(data: Any, type: TensorType) -> np.ndarray:
@@ -125,10 +131,14 @@ def meaning(op: Op, operands: list[Any], env: Mapping[str, int]) -> list[np.ndar
     if defn.numpy is not None:
         try:
             results = defn.numpy(*operands, **attrs)
-        except (IndexError, ValueError) as error:  # an index out of range: only the data tells
+        except (
+            IndexError,
+            ValueError,
+            ZeroDivisionError,
+        ) as error:  # an index out of range: only the data tells
             raise IRError(f"{describe(defn, op.inputs)}: {error}") from error
     elif defn.body is not None:
-        results = evaluate_body(op, operands)
+        results = evaluate_body(op, operands, env)
     else:
         raise IRError(f"{op.name} has no numpy meaning; run it through a backend")
     if len(op.types) == 1:
@@ -136,9 +146,10 @@ def meaning(op: Op, operands: list[Any], env: Mapping[str, int]) -> list[np.ndar
     return [as_array(r, t) for r, t in zip(results, op.types, strict=True)]
 
 
-def evaluate_body(op: Op, operands: Sequence[Any]) -> Any:
+def evaluate_body(op: Op, operands: Sequence[Any], dims: Mapping[str, int] | None = None) -> Any:
     """The results of a composite op by evaluating its body (never its own numpy function)."""
-    outputs, _ = evaluate(body_graph(op), [x for x in operands if x is not None])
+    given = [x for x in operands if x is not None]
+    outputs, _ = evaluate(body_graph(op), given, dims=dims)
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 

@@ -12,6 +12,7 @@ import math
 import pkgutil
 import random
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -207,7 +208,9 @@ class Maker:
     def step(self) -> None:
         """One more op; nothing when every try was refused."""
         defns = [d for d in OPS.values() if d.name not in NOT_CHOSEN and not d.random]
-        weights = [max(1, len(d.params)) ** 2 for d in defns]  # the more operands, the more refusals
+        weights = [
+            max(1, len(d.params)) ** 2 for d in defns
+        ]  # the more operands, the more refusals
         for defn in self.rng.choices(defns, weights, k=TRIES):
             made = len(self.inputs)
             try:
@@ -298,6 +301,8 @@ def specimen(seed: int, rules: Sequence[Rule] = (), *, symbols: Sequence[str] = 
     """The fuzzer's graph of this seed: 4 to 20 steps, three in ten of them a planted `before`."""
     with building():
         maker = Maker(seed, symbols=symbols)
+        for name in symbols:  # a symbol means something only where an input has it
+            maker.input(TensorType(DTYPES["f64"], (symbol(name),)))
         for _ in range(maker.rng.randint(1, 3)):
             maker.input(maker.type("f"))
         for _ in range(maker.rng.randint(4, 20)):
@@ -341,11 +346,19 @@ def run(
     graph: Graph, seed: int, env: Mapping[str, int] = {}, *, special: bool = False
 ) -> list[np.ndarray]:
     """Outputs and updates on the data of this seed. Raises IRError where no result is defined."""
-    names, types = list(graph.params), list(graph.params.values())
     inputs = data([v.type for v in graph.inputs], seed, env, special=special)
-    weights = data(types, seed + 1, env, special=special)
-    outputs, updates = ir.evaluate(graph, inputs, dict(zip(names, weights, strict=True)))
+    outputs, updates = ir.evaluate(graph, inputs, weights(graph, seed, env, special=special))
     return [*outputs, *updates.values()]
+
+
+def weights(
+    graph: Graph, seed: int, env: Mapping[str, int] = {}, *, special: bool = False
+) -> dict[str, np.ndarray]:
+    """Arrays for the params of a graph: by name, so that a param keeps its data in any order."""
+    return {
+        name: data([type], seed + zlib.crc32(name.encode()), env, special=special)[0]
+        for name, type in graph.params.items()
+    }
 
 
 def at_sizes(graph: Graph, env: Mapping[str, int]) -> Graph:
@@ -365,10 +378,14 @@ def at_sizes(graph: Graph, env: Mapping[str, int]) -> Graph:
             built = ir.build(op.defn, inputs, {k: swap(v) for k, v in op.attrs.items()})
             new.update(zip(op.results, built.results, strict=True))
     updates = {k: new[v] for k, v in graph.updates.items()}
-    return Graph(graph.name, [new[v] for v in graph.inputs], [new[v] for v in graph.outputs], updates)
+    return Graph(
+        graph.name, [new[v] for v in graph.inputs], [new[v] for v in graph.outputs], updates
+    )
 
 
-def difference(a: Any, b: Any, tolerance: float = 1e-10, *, pattern_only: bool = False) -> str | None:
+def difference(
+    a: Any, b: Any, tolerance: float = 1e-10, *, pattern_only: bool = False
+) -> str | None:
     """None when two arrays agree: shape, NaN places, signed infinities, signed zeros, finite values.
 
     Finite values may differ by `tolerance` of the largest one.

@@ -68,7 +68,9 @@ def candidates(graph: Graph) -> Iterator[Graph]:
                 yield from _resized(graph, dim, size)
 
 
-def _live(graph: Graph, outputs: list[Value] | tuple[Value, ...], updates: dict[str, Value]) -> Graph:
+def _live(
+    graph: Graph, outputs: list[Value] | tuple[Value, ...], updates: dict[str, Value]
+) -> Graph:
     small = Graph(graph.name, graph.inputs, outputs, updates, graph.facts)
     used = {v for op in small.ops() for v in op.operands} | {*outputs, *updates.values()}
     inputs = [v for v in graph.inputs if v in used]
@@ -96,7 +98,9 @@ def _swapped(graph: Graph, gone: Op, stand_in: Value | None) -> Iterator[Graph]:
             outputs = [new[v] for v in graph.outputs]
             updates = {k: new[v] for k, v in graph.updates.items()}
             new_inputs = [new.get(v, v) for v in inputs]
-            yield _live(Graph(graph.name, new_inputs, outputs, updates, graph.facts), outputs, updates)
+            yield _live(
+                Graph(graph.name, new_inputs, outputs, updates, graph.facts), outputs, updates
+            )
     except IRError:
         return
 
@@ -117,7 +121,9 @@ def _resized(graph: Graph, old: Dim, size: int) -> Iterator[Graph]:
             for op in graph.ops():
                 operands = [None if v is None else new[v] for v in op.inputs]
                 attrs = {
-                    k: tuple(size if d == old else d for d in v) if k in ("shape", "size") else swap(v)
+                    k: tuple(size if d == old else d for d in v)
+                    if k in ("shape", "size")
+                    else swap(v)
                     for k, v in op.attrs.items()
                 }
                 new.update(zip(op.results, build(op.defn, operands, attrs).results, strict=True))

@@ -84,7 +84,9 @@ def settles(tested: Rule, before: Graph) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("name", RULES or [pytest.param("", marks=pytest.mark.skip("no rules yet"))])
+@pytest.mark.parametrize(
+    "name", RULES or [pytest.param("", marks=pytest.mark.skip("no rules yet"))]
+)
 def test_rule_is_true(name):
     """50 instances of every rule."""
     prove(RULES[name])
@@ -98,6 +100,7 @@ def test_rule_is_true_at_length(name):
 
 
 # ---- the prover itself ---------------------------------------------------------------------------
+
 
 @rule(lambda x, *, a, b: ops.permute(ops.permute(x, dims=a), dims=b))
 def wrong_order(x, *, a, b):
