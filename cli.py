@@ -156,8 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     show = command("print", _print, "print a model's graph as text", PRINT)
     show.add_argument("--captured", action="store_true", help="before any pass")
     show.add_argument("--sources", action="store_true", help="with source lines")
-    command("recipes", _recipes, "the linear-complexity replacements for attention",
+    recipes = command("recipes", _recipes, "the linear-complexity replacements for attention",
             "Lists the recipes that --attention takes.", target=False)  # fmt: skip
+    recipes.add_argument("--markdown", action="store_true", help="as a table in Markdown")
     return parser
 
 
@@ -223,9 +224,12 @@ def _print(given: Any) -> int:
 
 def _recipes(given: Any) -> int:
     from .passes import RECIPES
-    from .report import plain, recipe_table
+    from .tables import plain, recipe_markdown, recipe_table
 
-    print(plain(recipe_table(RECIPES), width=columns()))
+    if given.markdown:
+        print(recipe_markdown(RECIPES))
+    else:
+        print(plain(recipe_table(RECIPES), width=columns()))
     return 0
 
 

@@ -11,9 +11,10 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
+from .extras import extra
 from .ir import SubquadError
 from .measure import Paired, Spread, exponent
-from .report import WIDTH, count, error, extra, grid, plain
+from .tables import WIDTH, count, error, grid, plain
 
 ADVICE_EXACT = (
     "    every attention was kept exact, so a rewrite or a kernel is wrong:",

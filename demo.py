@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .extras import extra
 from .ir import SubquadError
-from .report import WIDTH, error, extra, grid, plain
+from .tables import WIDTH, error, grid, plain
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 TEXTS, TOKENS = 64, 96

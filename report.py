@@ -10,8 +10,6 @@ FLOPs and bytes are symbolic in the graph; they are shown at the sizes of the ex
 
 from __future__ import annotations
 
-import importlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,14 +21,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .ir import Cost, Dim, Graph, IRError, No, Op, SubquadError, cost, diff, print_graph
+from .ir import Cost, Dim, Graph, IRError, No, Op, cost, diff, print_graph
 from .ir.dims import evaluate
+from .tables import WIDTH, count, error, grid, plain
 
 if TYPE_CHECKING:
     from .passes.pipeline import Step
-
-WIDTH = 110
-"""Columns of `str(log)`."""
 
 DATA = frozenset({"input", "param", "const"})
 """Ops that stand for data: nothing is computed, so the log does not count them."""
@@ -317,46 +313,6 @@ class PassLog:
         return Padding(table, (1, 0, 0, 0))
 
 
-def grid(*columns: str) -> Table:
-    """A table without lines, for logs; a column whose name ends in ">" is right-aligned."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, name in enumerate(columns):
-        last = i == len(columns) - 1
-        table.add_column(
-            name.rstrip(">"),
-            justify="right" if name.endswith(">") else "left",
-            no_wrap=not last and i > 0,
-            overflow="fold",
-        )
-    return table
-
-
-def plain(*parts: RenderableType, width: int = WIDTH) -> str:
-    """What rich would show, as text without colour codes or trailing blanks."""
-    console = Console(
-        file=io.StringIO(), width=width, color_system=None, force_terminal=False,
-        force_jupyter=False, legacy_windows=False, emoji=False, markup=False, highlight=False,
-    )  # fmt: skip
-    for part in parts:
-        console.print(part)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def count(n: float, step: int = 1000) -> str:
-    """`1.5 G`: three figures and a prefix; a trailing blank when there is no prefix."""
-    prefixes = ["", "K", "M", "G", "T", "P"]
-    while abs(n) >= step and len(prefixes) > 1:
-        n /= step
-        del prefixes[0]
-    return f"{n:.3g} {prefixes[0]}"
-
-
-def error(e: float | None) -> str:
-    """An error for a table: `-` where it was not measured."""
-    return "-" if e is None else "0" if e == 0 else f"{e:.1e}"
-
-
 def _size(graph: Graph) -> int:
     return sum(op.name not in DATA for op in graph.ops())
 
@@ -367,24 +323,3 @@ def _lines(graph: Graph) -> list[tuple[Op, str]]:
     own = [line[2:] for line in text if line.startswith("  %")]  # nested graphs are indented more
     ops: Sequence[Op] = [op for op in graph.ops() if op.name != "input"]
     return list(zip(ops, own, strict=True))
-
-
-def recipe_table(recipes: Mapping[str, Any]) -> Table:
-    """The recipes that `attention=` takes: kind, masks they respect, paper, what they do."""
-    table = grid("recipe", "kind", "masks", "paper", "what it does")
-    for name, r in recipes.items():
-        what = (r.doc or "").strip().splitlines() or [""]
-        table.add_row(name, r.kind, ", ".join(sorted(r.masks)), r.paper, what[0])
-    return table
-
-
-def extra(module: str, name: str, purpose: str) -> Any:
-    """The module that the extra `name` brings. Raises SubquadError with the pip line without it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as missing:
-        raise SubquadError(
-            f"{purpose} needs {module}, which is not installed ({missing})\n"
-            f"    pip install 'subquad[{name}]', or in a checkout:"
-            f" pip install -c constraints.txt -e '.[{name}]'"
-        ) from missing

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 import subquad.ir as ir
-from subquad.report import Gain, PassLog, count
+from subquad.report import Gain, PassLog
+from subquad.tables import count
 
 GRAPH = """
 graph g(%x: f32[b,8,16]) {

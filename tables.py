@@ -1,0 +1,77 @@
+"""Tables as text: how figures read, and columns that keep inside a width."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+WIDTH = 110
+"""Columns of what `str()` of a log or a comparison gives."""
+
+
+def grid(*columns: str) -> Table:
+    """A table without lines, for logs; a column whose name ends in ">" is right-aligned."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, name in enumerate(columns):
+        last = i == len(columns) - 1
+        table.add_column(
+            name.rstrip(">"),
+            justify="right" if name.endswith(">") else "left",
+            no_wrap=not last and i > 0,
+            overflow="fold",
+        )
+    return table
+
+
+def plain(*parts: RenderableType, width: int = WIDTH) -> str:
+    """What rich would show, as text without colour codes or trailing blanks."""
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False,
+        force_jupyter=False, legacy_windows=False, emoji=False, markup=False, highlight=False,
+    )  # fmt: skip
+    for part in parts:
+        console.print(part)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def count(n: float, step: int = 1000) -> str:
+    """`1.5 G`: three figures and a prefix; a trailing blank when there is no prefix."""
+    prefixes = ["", "K", "M", "G", "T", "P"]
+    while abs(n) >= step and len(prefixes) > 1:
+        n /= step
+        del prefixes[0]
+    return f"{n:.3g} {prefixes[0]}"
+
+
+def error(e: float | None) -> str:
+    """An error for a table: `-` where it was not measured."""
+    return "-" if e is None else "0" if e == 0 else f"{e:.1e}"
+
+
+def recipe_table(recipes: Mapping[str, Any]) -> Table:
+    """The recipes that `attention=` takes: kind, masks they respect, paper, what they do."""
+    table = grid(*RECIPE_COLUMNS)
+    for row in _recipe_rows(recipes):
+        table.add_row(*row)
+    return table
+
+
+def recipe_markdown(recipes: Mapping[str, Any]) -> str:
+    """The same as a table in Markdown, for docs/recipes.md."""
+    rows = [RECIPE_COLUMNS, ("---",) * len(RECIPE_COLUMNS)]
+    rows += [(f"`{name}`", *rest) for name, *rest in _recipe_rows(recipes)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+RECIPE_COLUMNS = ("recipe", "kind", "masks", "paper", "what it does")
+
+
+def _recipe_rows(recipes: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, r in recipes.items():
+        what = (r.doc or "").strip().splitlines() or [""]
+        yield name, r.kind, ", ".join(sorted(r.masks)), r.paper, what[0]
