@@ -185,7 +185,7 @@ class Maker:
         return rng.choice(choices)
 
     def op(self, defn: OpDef) -> tuple[Value, ...]:
-        """The results of the op on operands and attributes at random. Raises IRError when unlucky."""
+        """The results of the op on operands and attributes at random. IRError when unlucky."""
         rng = self.rng
         operands: list[Value | None] = []
         for param in defn.params:
@@ -325,7 +325,7 @@ def sizes(dims: Sequence[Dim], env: Mapping[str, int]) -> tuple[int, ...]:
 def data(
     types: Sequence[TensorType], seed: int, env: Mapping[str, int] = {}, *, special: bool = False
 ) -> list[np.ndarray]:
-    """Arrays of these types: ordinary numbers, or (`special`) zeros, huge, infinite and NaN ones."""
+    """Arrays of these types: ordinary numbers, or (`special`) zero, huge, infinite, NaN."""
     rng = np.random.default_rng(seed)
     arrays = []
     for type in types:
@@ -362,7 +362,7 @@ def weights(
 
 
 def at_sizes(graph: Graph, env: Mapping[str, int]) -> Graph:
-    """The graph with symbols replaced by sizes. Raises IRError where the sizes do not go through."""
+    """The graph with symbols replaced by sizes. IRError where the sizes do not go through."""
 
     def swap(item: Any) -> Any:
         if isinstance(item, Poly):
@@ -386,7 +386,7 @@ def at_sizes(graph: Graph, env: Mapping[str, int]) -> Graph:
 def difference(
     a: Any, b: Any, tolerance: float = 1e-10, *, pattern_only: bool = False
 ) -> str | None:
-    """None when two arrays agree: shape, NaN places, signed infinities, signed zeros, finite values.
+    """None when two arrays agree: shape, NaN places, signed infinities and zeros, finite values.
 
     Finite values may differ by `tolerance` of the largest one.
     """

@@ -1,7 +1,7 @@
 """Making a failing graph small: fewer outputs, shorter prefixes, fewer ops, smaller dims.
 
-`reduce(graph, fails)` tries smaller graphs for as long as one of them still fails. `keep` writes the
-result under tests/ir/found, text and seed, where the golden tests' folder keeps it for good.
+`reduce(graph, fails)` tries smaller graphs for as long as one of them still fails. `keep` writes
+the result under tests/ir/found, text and seed, where the golden tests' folder keeps it for good.
 """
 
 from __future__ import annotations
