@@ -27,8 +27,8 @@ def interpret(
     """Run `call(op, operands, dims)` over every op in order; returns outputs and updates.
 
     Works for any data: `call` returns one item a result. Symbols of the dims are bound from the
-    shapes of the inputs, data-dependent ones from the shapes of results, and `dims` are known before
-    (a composite's body runs inside a graph that knows them). Data no later op needs is dropped.
+    shapes of the inputs, data-dependent ones from the shapes of results; `dims` are known before (a
+    composite's body runs inside a graph that knows them). Data that no later op needs is dropped.
     """
     if len(inputs) != len(graph.inputs):
         raise IRError(f"graph {graph.name!r} takes {len(graph.inputs)} inputs, given {len(inputs)}")

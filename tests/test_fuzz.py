@@ -155,7 +155,7 @@ def duplicated(graph, seed):
 
 
 def padded(graph, seed):
-    """Identity pairs (negation twice, a permute and its inverse) on the outputs change no result."""
+    """Negating the outputs twice, or permuting them back and forth, changes no result."""
     with building():
         outputs = []
         for i, value in enumerate(graph.outputs):

@@ -1,9 +1,10 @@
 """Every rule of the library is proved on random instances of its own `before`.
 
 What an exact rule promises: the type of the value it replaces; the same numbers to 1e-10 in
-float64; the same NaN places, signed infinities and signed zeros, whatever the inputs; that the driver finds
-it; that it settles together with every other rule. A rule that is not exact promises its type and
-that it settles. Nobody writes a test for a rule here: rules are collected from the library.
+float64; the same NaN places, signed infinities and signed zeros, whatever the inputs; that the
+driver finds it; that it settles together with every other rule. A rule that is not exact promises
+its type and that it settles. Nobody writes a test for a rule here: rules are collected from the
+library.
 """
 
 import numpy as np
