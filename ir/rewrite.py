@@ -93,17 +93,22 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
 
 def replace(
-    graph: Graph, make: Callable[[Op, tuple[Value | None, ...]], Sequence[Value] | None]
+    graph: Graph,
+    make: Callable[[Op, tuple[Value | None, ...]], Sequence[Value] | None],
+    via: str = "",
 ) -> Graph:
     """`graph` with ops replaced by what `make(op, new_inputs)` returns, operands first.
 
-    `make` returns one value a result, or None to keep the op. For passes that are not rules.
+    `make` returns one value a result, or None to keep the op. For passes that are not rules; `via`
+    is their name.
     """
     with building() as builder:
+        for op in graph.ops():  # so that what `make` tries and drops never takes an op's place
+            builder.intern(op)
         env: dict[Value, Value] = {}
         for op in graph.ops():
             inputs = tuple(None if v is None else env[v] for v in op.inputs)
-            builder.source, builder.via = op.source, ""
+            builder.source, builder.via = op.source, via
             made = make(op, inputs)
             new = builder.intern(rebuild(op, inputs)).results if made is None else made
             for old, value in zip(op.results, new, strict=True):

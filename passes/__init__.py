@@ -2,11 +2,14 @@
 
 from .attention import attention
 from .canonicalize import canonicalize
+from .linearize import compare_costs, linearize
 from .pipeline import BOUND, PASSES, Checker, Pass, Pipeline, Step, pass_
+from .recipes import RECIPES, Recipe, find_recipe, recipe
 from .recognize import recognize
 from .sites import Site, find_sites
 
 __all__ = [
-    "BOUND", "PASSES", "Checker", "Pass", "Pipeline", "Site", "Step", "attention", "canonicalize",
-    "find_sites", "pass_", "recognize",
+    "BOUND", "PASSES", "RECIPES", "Checker", "Pass", "Pipeline", "Recipe", "Site", "Step",
+    "attention", "canonicalize", "compare_costs", "find_recipe", "find_sites", "linearize", "pass_",
+    "recipe", "recognize",
 ]  # fmt: skip

@@ -52,7 +52,7 @@ def attention(graph: Graph) -> Graph:
         record.record(rule, op, result)
         return (result,) if isinstance(result, Value) else None
 
-    return replace(graph, make)
+    return replace(graph, make, via="attention")
 
 
 def raised(op: Op, inputs: Sequence[Value | None], graph: Graph) -> Value | No | None:

@@ -102,10 +102,12 @@ def _word(value: Any) -> str:
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:
-    """The keyword-only parameters of a pass's function. Raises IRError for a kind of no option."""
+    """The keyword-only parameters of a function as options. Raises IRError for other kinds."""
     hints = typing.get_type_hints(function)
     found: dict[str, Option] = {}
-    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
         name, hint = parameter.name, hints.get(parameter.name)
         args = [a for a in typing.get_args(hint) if a is not type(None)]
         if typing.get_origin(hint) in (typing.Union, types.UnionType) and len(args) == 1:
@@ -115,8 +117,8 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
         form = {tuple: "many", Mapping: "map"}.get(typing.cast(Any, origin), "one")
         item = args[0] if form == "many" else args[1] if form == "map" else hint
         item = str if item is Any else item
-        if parameter.kind is not parameter.KEYWORD_ONLY or item not in (bool, int, float, str):
-            raise IRError(f"pass {function.__name__!r}: parameter {name!r} cannot be an option")
+        if item not in (bool, int, float, str):
+            raise IRError(f"{function.__name__!r}: parameter {name!r} cannot be an option")
         default = () if parameter.default is parameter.empty else parameter.default
         found[name] = Option(name, form, typing.cast(type, item), default)
     return found

@@ -1,0 +1,92 @@
+"""Replace recognised attentions by linear-complexity recipes, where they are asked for by name.
+
+    linearize(graph, recipes={"layers.[0-5].*": "taylor1", "*": "window(size=32)"})
+
+The first glob that matches a site's module path decides. A site whose mask or lengths the recipe
+does not honour stays as it is, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..ir import OPS, Cost, Graph, IRError, No, Op, RecipeError, TensorType, Value, building, cost
+from ..ir import replace as replace_ops
+from ..ir.rewrite import current_journal
+from ..ir.types import bool_
+from .masks import Mask
+from .pipeline import pass_
+from .recipes import Mixing, Recipe, find_recipe
+from .sites import find_sites, site_mask
+
+
+@pass_(exact=False)
+def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}) -> Graph:
+    """Replace attentions by recipes: {glob of module paths: recipe or its name}.
+
+    Raises RecipeError for an unknown recipe and for a glob that matches no site.
+    """
+    chosen = {glob: find_recipe(spec) for glob, spec in recipes.items()}
+    paths = {site.op: site.path for site in find_sites(graph)}
+    for glob in chosen:
+        if not any(fnmatchcase(path, glob) for path in paths.values()):
+            known = ", ".join(dict.fromkeys(paths.values())) or "none"
+            raise RecipeError(f"no attention lies at {glob!r}; sites: {known}")
+    record = current_journal()
+
+    def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        if op not in paths or record.spent:
+            return None
+        found = next((r for g, r in chosen.items() if fnmatchcase(paths[op], g)), None)
+        if found is None:
+            return None
+        if op.name == "attention":
+            result = substitute(op, inputs, found)
+        else:
+            result = No("it was not recognised as attention", op.results[0])
+        record.record(f"linearize:{found}", op, result)
+        return (result,) if isinstance(result, Value) else None
+
+    return replace_ops(graph, make, via="linearize")
+
+
+def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe) -> Value | No:
+    """The recipe in the place of an `attention` op on new inputs, or why not."""
+    q, k, v = inputs[:3]
+    if q is None or k is None or v is None:
+        return No("an operand is missing", op.results[0])
+    new = OPS["attention"](*inputs, **op.attrs).op
+    mask = site_mask(new)
+    causal = "causal" in mask.kind
+    refusal = recipe.refusal(mask.kind, causal, q.shape[2] == k.shape[2], mask.reason)
+    if refusal is not None:
+        return No(refusal, op.results[0])
+    try:
+        result = recipe(q, k, v, Mixing(op.attrs["scale"], causal, mask.padding))
+    except (RecipeError, IRError) as error:
+        return No(f"{recipe} does not fit: {error}", op.results[0])
+    if result.type != op.types[0]:
+        return No(f"{recipe} gives {result.type}, not {op.types[0]}", op.results[0])
+    return result
+
+
+def compare_costs(op: Op, recipe: Recipe, mask: Mask | None = None) -> tuple[Cost, Cost] | No:
+    """The cost of an `attention` op as it is and under a recipe, symbolic in the dims."""
+    mask = mask or site_mask(op)
+    with building():
+        types = [value.type for value in op.inputs[:3] if value is not None]
+        b, m = types[1].shape[0], types[1].shape[2]
+        if mask.padding is not None:
+            types.append(TensorType(bool_, (b, 1, 1, m)))
+        names = ("q", "k", "v", "mask")
+        inputs = [OPS["input"](name=n, type=t) for n, t in zip(names, types, strict=False)]
+        attrs = {**op.attrs, "causal": "causal" in mask.kind}
+        new = OPS["attention"](*inputs, **attrs).op
+        if mask.kind == "dense":
+            return No(recipe.refusal("dense", False, True, mask.reason) or "", op.results[0])
+        result = substitute(new, new.inputs, recipe)
+        if isinstance(result, No):
+            return result
+        return cost(op), cost(Graph("site", inputs, (result,)))

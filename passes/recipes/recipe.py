@@ -1,0 +1,156 @@
+"""What a recipe is: one linear-complexity replacement for a recognised attention, as plain code.
+
+    @recipe(paper="arXiv:2006.16236", kind="needs training", masks=ALL)
+    def elu1(q, k, v, site):
+        "phi(x) = elu(x) + 1 instead of the exponential."
+        k = site.kept(phi(k))
+        return linear_attention(phi(q), k, v, causal=site.causal, normalize=True, eps=1e-6)
+
+`q` is [b, h, n, d], `k` [b, g, m, d], `v` [b, g, m, e] with h a multiple of g; the result is
+[b, h, n, e]. Keyword-only parameters after `site` are the recipe's options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from ...ir import IRError, RecipeError, Value
+from ...ir.ops.elementwise import where
+from ..masks import over_keys
+from ..options import Option, Reader, options_of, suggest
+
+ALL = frozenset({"none", "causal", "padding", "causal+padding"})
+"""Every mask that can be proved."""
+
+KINDS = ("exact", "approximate", "needs training")
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How an attention mixes tokens: its scale, whether j <= i, and which keys are padding.
+
+    padding: bool [b or 1, 1, 1, m], True for keys that count, or None.
+    """
+
+    scale: float
+    causal: bool
+    padding: Value | None = None
+
+    def kept(self, x: Value) -> Value:
+        """x [b, g, m, d] with zeros at padded keys, so that sums over keys pass them by."""
+        if self.padding is None:
+            return x
+        return where(over_keys(self.padding, x.shape[0], x.shape[2]), x, 0.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A replacement for attention: where it comes from, where it applies, and its code.
+
+    kind: "exact", "approximate" (usable as it is, at a measured damage) or "needs training".
+    masks: the masks it honours. square: whether it needs as many queries as keys.
+    """
+
+    name: str
+    function: Callable[..., Value]
+    paper: str
+    kind: str
+    masks: frozenset[str]
+    square: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    doc: str = ""
+
+    def __call__(self, q: Value, k: Value, v: Value, site: Mixing) -> Value:
+        """The replacement on these operands."""
+        return self.function(q, k, v, site, **self.given)
+
+    def with_(self, **options: Any) -> Recipe:
+        """This recipe with other options. Raises RecipeError for an unknown one or a wrong kind."""
+        given = dict(self.given)
+        for name, value in options.items():
+            if name not in self.options:
+                hint = suggest(name, self.options)
+                raise RecipeError(f"recipe {self.name!r} has no option {name!r}{hint}")
+            try:
+                given[name] = self.options[name].check(value)
+            except IRError as error:
+                raise RecipeError(f"recipe {self.name!r}: {error}") from None
+            if given[name] == self.options[name].default:
+                del given[name]
+        return dataclasses.replace(self, given=MappingProxyType(given))
+
+    def refusal(self, kind: str, causal: bool, square: bool, reason: str) -> str | None:
+        """Why it cannot stand in for an attention with this mask and these lengths, or None."""
+        if kind not in self.masks:
+            why = f" ({reason})" if reason else ""
+            return f"{self.name} honours {', '.join(sorted(self.masks))}; this mask is {kind}{why}"
+        if not square and (causal or self.square):
+            need = "a causal recipe" if causal else self.name
+            return f"{need} needs as many queries as keys, and that is not proved here"
+        return None
+
+    def __str__(self) -> str:
+        shown = ",".join(f"{k}={self.options[k].text(v)}" for k, v in self.given.items())
+        return f"{self.name}({shown})" if shown else self.name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+RECIPES: dict[str, Recipe] = {}
+"""Every recipe by name; importing `subquad.passes` fills it."""
+
+
+def recipe(
+    *, paper: str, kind: str, masks: Iterable[str], square: bool = False
+) -> Callable[[Callable[..., Value]], Recipe]:
+    """Make a recipe of a function `(q, k, v, site, *, options) -> value` and register it."""
+
+    def make(function: Callable[..., Value]) -> Recipe:
+        name = function.__name__
+        if name in RECIPES:
+            raise RecipeError(f"recipe {name!r} is declared twice")
+        if kind not in KINDS or not set(masks) <= ALL:
+            raise RecipeError(f"recipe {name!r}: kind is one of {KINDS}, masks of {sorted(ALL)}")
+        doc = (function.__doc__ or "").strip()
+        options = options_of(function)
+        found = Recipe(name, function, paper, kind, frozenset(masks), square, options, {}, doc)
+        RECIPES[name] = found
+        return found
+
+    return make
+
+
+def find_recipe(spec: str | Recipe) -> Recipe:
+    """The recipe a spec names: `"window"`, `"window(size=32)"`, or a Recipe itself.
+
+    Raises RecipeError with the nearest name.
+    """
+    if isinstance(spec, Recipe):
+        return spec
+    if not isinstance(spec, str):
+        raise RecipeError(f"a recipe is a name or a Recipe, not a {type(spec).__name__}")
+    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", spec)
+    name = match[1] if match else spec
+    if name not in RECIPES:
+        raise RecipeError(f"unknown recipe {name!r}{suggest(name, RECIPES)}")
+    found = RECIPES[name]
+    for part in filter(None, ((match and match[2]) or "").split(",")):
+        key, equals, text = (piece.strip() for piece in part.partition("="))
+        if not equals or key not in found.options:
+            hint = suggest(key, found.options)
+            raise RecipeError(f"recipe {name!r} has no option {key!r}{hint}")
+        try:
+            found = found.with_(**{key: found.options[key].parse(Reader(text).pairs())})
+        except IRError as error:
+            raise RecipeError(f"recipe {name!r}: {error}") from None
+    return found

@@ -1,0 +1,254 @@
+"""Recipes against their formulas, restated token by token in numpy; what they refuse; what they cost."""
+
+import numpy as np
+import pytest
+
+from subquad.ir import (
+    OPS,
+    Graph,
+    IRError,
+    RecipeError,
+    TensorType,
+    building,
+    cost,
+    evaluate,
+    parse,
+    symbol,
+)
+from subquad.ir.dims import evaluate as evaluate_dim
+from subquad.ir.ops.attention import attention
+from subquad.ir.types import bool_, f32, i64
+from subquad.passes import RECIPES, Pipeline, compare_costs, find_recipe, find_sites, linearize
+from subquad.passes.pipeline import difference
+
+B, N = symbol("b"), symbol("n")
+SIZE = 8
+LENGTHS = (1, 3, SIZE - 1, SIZE, SIZE + 1, 257)
+
+
+def site_graph(recipe, *, causal=False, padded=False, h=4, g=2, d=4, e=5, n=N, b=B, m=None):
+    """One attention replaced by `recipe`, as a graph of q, k, v and perhaps a padding mask."""
+    m = n if m is None else m
+    types = [TensorType(f32, (b, h, n, d)), TensorType(f32, (b, g, m, d)), TensorType(f32, (b, g, m, e))]
+    types += [TensorType(bool_, (b, 1, 1, m))] if padded else []
+    with building():
+        inputs = [OPS["input"](name=name, type=t) for name, t in zip("qkvm", types, strict=False)]
+        graph = Graph("site", inputs, [attention(*inputs, scale=0.4, causal=causal)])
+        return graph if recipe is None else linearize(graph, recipes={"*": recipe})
+
+
+def data(n, *, padded, h=4, g=2, d=4, e=5, b=2, seed=0):
+    """Operands; of the keys of the second sequence a third is padding, and the last is."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.standard_normal(s) for s in ((b, h, n, d), (b, g, n, d), (b, g, n, e)))
+    if not padded:
+        return [q, k, v], np.ones((b, n), bool)
+    keep = rng.random((b, n)) > 0.3
+    keep[0], keep[1, -1] = True, n == 1
+    k, v = np.where(keep[:, None, :, None], k, 1e30), np.where(keep[:, None, :, None], v, np.nan)
+    return [q, k, v, keep[:, None, None]], keep
+
+
+def by_token(formula, operands, keep, causal, scale=0.4):
+    """`formula(q_i, keys, values, positions, i)` for every query over the keys it may see."""
+    q, k, v = operands[:3]
+    each = q.shape[1] // k.shape[1]
+    out = np.zeros((*q.shape[:3], v.shape[3]))
+    for b, h, i in np.ndindex(*q.shape[:3]):
+        seen = np.flatnonzero(keep[b] & ((np.arange(k.shape[2]) <= i) | (not causal)))
+        out[b, h, i] = formula(q[b, h, i], k[b, h // each, seen], v[b, h // each, seen], seen, i, scale)
+    return out
+
+
+def elu1(q, k, v, seen, i, scale):
+    phi = lambda x: np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+    w = phi(k) @ phi(q)
+    return w @ v / (w.sum() + 1e-6)
+
+
+def taylor1(q, k, v, seen, i, scale):
+    if not len(seen):
+        return np.zeros(v.shape[1])
+    w = (1 + scale * (k - k.mean(0)) @ q) / len(seen)
+    return w @ v
+
+
+def window(variance):
+    def formula(q, k, v, seen, i, scale):
+        q, block = q * scale, seen // SIZE - i // SIZE
+        local = np.abs(block) <= 1
+        weights, values = list(np.exp(k[local] @ q)), list(v[local])
+        if not local.all():
+            kt, vt = k[~local], v[~local]
+            dk, dv = kt - kt.mean(0), vt - vt.mean(0)
+            level = kt.mean(0) @ q + (0.5 * np.mean((dk @ q) ** 2) if variance else 0)
+            weights.append(len(kt) * np.exp(level))
+            values.append(vt.mean(0) + (dv.T @ dk / len(kt)) @ q)
+        if not weights:
+            return np.zeros(v.shape[1])
+        return np.asarray(weights) @ np.asarray(values) / sum(weights)
+
+    return formula
+
+
+FORMULAS = {
+    "elu1": elu1,
+    "taylor1": taylor1,
+    f"window(size={SIZE})": window(True),
+    f"window(size={SIZE},variance=false)": window(False),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@pytest.mark.parametrize("recipe", FORMULAS)
+def test_recipe_is_its_formula(recipe, causal, padded):
+    """At lengths around the block, with grouped heads, and with poison in the padded keys."""
+    graph = site_graph(recipe, causal=causal, padded=padded)
+    assert "attention" not in {op.name for op in graph.ops()}
+    for n in LENGTHS:
+        operands, keep = data(n, padded=padded)
+        expected = by_token(FORMULAS[recipe], operands, keep, causal)
+        (actual,), _ = evaluate(graph, operands)
+        assert difference([expected], [actual]) < 1e-10, n
+
+
+@pytest.mark.parametrize("recipe", FORMULAS)
+def test_static_shapes_and_one_head(recipe):
+    """Concrete sizes take the same path as symbolic ones."""
+    graph = site_graph(recipe, causal=True, h=2, g=2, b=1, n=SIZE + 3)
+    operands, keep = data(SIZE + 3, padded=False, b=1, h=2, g=2)
+    expected = by_token(FORMULAS[recipe], operands, keep, True)
+    assert difference([expected], evaluate(graph, operands)[0]) < 1e-10
+    assert str(parse(str(graph))) == str(graph)
+
+
+@pytest.mark.parametrize("recipe", FORMULAS)
+def test_causal_recipes_do_not_see_the_future(recipe):
+    """Changing a later token changes no earlier output."""
+    graph = site_graph(recipe, causal=True)
+    operands, _ = data(3 * SIZE + 1, padded=False)
+    (before,), _ = evaluate(graph, operands)
+    t = 2 * SIZE + 3
+    for x in operands:
+        x[:, :, t] += 1
+    (after,), _ = evaluate(graph, operands)
+    np.testing.assert_allclose(after[:, :, :t], before[:, :, :t], atol=1e-12)
+    assert np.abs(after[:, :, t] - before[:, :, t]).max() > 1e-3
+
+
+def test_window_over_everything_is_softmax():
+    """With a block as long as the sequence nothing is left for the tail."""
+    for causal in (False, True):
+        operands, _ = data(11, padded=True)
+        exact = site_graph(None, causal=causal, padded=True)
+        same = site_graph("window(size=16)", causal=causal, padded=True)
+        operands[1:3] = [np.nan_to_num(x * (np.abs(x) < 1e9)) for x in operands[1:3]]
+        (want,), _ = evaluate(exact, operands)
+        assert difference([want], evaluate(same, operands)[0]) < 1e-12
+
+
+def test_taylor1_is_the_first_order_of_softmax():
+    """Its error against softmax falls with the square of the scale of the scores."""
+    errors = []
+    for factor in (1e-2, 1e-3):
+        operands, _ = data(16, padded=False)
+        operands[0] = operands[0] * factor
+        (exact,), _ = evaluate(site_graph(None), operands)
+        (approximate,), _ = evaluate(site_graph("taylor1"), operands)
+        errors.append(np.abs(exact - approximate).max())
+    assert 50 < errors[0] / errors[1] < 200
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("recipe", ["elu1", "taylor1", "window(size=64)"])
+def test_cost_is_linear_in_tokens(recipe, causal):
+    """Doubling the tokens doubles FLOPs and bytes; for exact attention FLOPs grow fourfold."""
+    graph = site_graph(recipe, causal=causal)
+    for what in ("flops", "bytes"):
+        at = [evaluate_dim(getattr(cost(graph), what), {"b": 1, "n": n}) for n in (1 << 14, 1 << 15)]
+        assert at[1] / at[0] == pytest.approx(2, rel=0.01), what
+    (op,) = [op for op in site_graph(None, causal=causal).ops() if op.name == "attention"]
+    before, after = compare_costs(op, find_recipe(recipe))
+    exact = [evaluate_dim(before.flops, {"b": 1, "n": n}) for n in (1 << 14, 1 << 15)]
+    assert exact[1] / exact[0] == pytest.approx(4, rel=0.01)
+    assert evaluate_dim(after.flops, {"b": 1, "n": 1 << 14}) < exact[0]
+
+
+# ---- asking for recipes --------------------------------------------------------------------------
+
+
+def test_unknown_names_say_the_nearest():
+    """Recipes, options and globs."""
+    graph = site_graph(None)
+    for recipes, words in (
+        ({"*": "windov"}, "did you mean 'window'"),
+        ({"*": "window(sise=3)"}, "did you mean 'size'"),
+        ({"*": "window(size=big)"}, "an integer"),
+        ({"*": 3}, "not a int"),
+        ({"layers.*": "window"}, "no attention lies at 'layers.*'"),
+    ):
+        with pytest.raises(RecipeError, match=words.replace("*", r"\*")):
+            linearize(graph, recipes=recipes)
+    with pytest.raises(RecipeError) as caught:
+        Pipeline.parse('canonicalize,linearize{recipes="*":windov}').run(graph)
+    assert "passes already run: canonicalize" in caught.value.__notes__
+
+
+@pytest.mark.parametrize("spec", ["elu1", "window(size=32)", "window(size=32,variance=false)"])
+def test_recipe_text_round_trips(spec):
+    """A recipe prints what `find_recipe` reads, also inside a pipeline."""
+    assert str(find_recipe(spec)) == spec
+    pipeline = Pipeline.parse(f'linearize{{recipes="*":"{spec}"}}')
+    assert Pipeline.parse(str(pipeline)) == pipeline
+    assert find_recipe("window(size=64)") == RECIPES["window"]
+
+
+def refusal(graph, recipe):
+    """The one refusal of linearize on a graph it must leave alone."""
+    after, (step,) = Pipeline.parse(f'linearize{{recipes="*":{recipe}}}').run(graph)
+    assert after is graph
+    (event,) = step.refused
+    assert event.rule == f"linearize:{recipe}"
+    (site,) = find_sites(graph, step.events)
+    assert site.decision == "attention" and site.reason == event.result.reason
+    return event.result.reason
+
+
+@pytest.mark.parametrize("recipe", ["elu1", "taylor1", "window"])
+def test_what_cannot_be_proved_is_refused(recipe):
+    """A dense mask, and causal attention across lengths."""
+    q, kv = TensorType(f32, (B, 4, N, 8)), TensorType(f32, (B, 4, symbol("m"), 8))
+    with building():
+        inputs = [OPS["input"](name=x, type=t) for x, t in zip("qkv", (q, kv, kv), strict=True)]
+        across = Graph("across", inputs, [attention(*inputs, scale=1.0, causal=True)])
+        mask = OPS["input"](name="mask", type=TensorType(bool_, (B, 1, N, symbol("m"))))
+        dense = Graph("dense", [*inputs, mask], [attention(*inputs, mask, scale=1.0)])
+        bias = OPS["input"](name="bias", type=TensorType(f32, (B, 1, 1, symbol("m"))))
+        biased = Graph("biased", [*inputs, bias], [attention(*inputs, bias, scale=1.0)])
+    assert "as many queries as keys" in refusal(across, recipe)
+    assert "depends on the query through input" in refusal(dense, recipe)
+    assert "not proved to be 0 or -inf" in refusal(biased, recipe)
+
+
+def test_cross_attention_without_causality():
+    """elu1 and taylor1 need no equal lengths; window does."""
+    for recipe, rule in (("elu1", elu1), ("taylor1", taylor1)):
+        graph = site_graph(recipe, n=5, m=7, b=2)
+        rng = np.random.default_rng(1)
+        operands = [rng.standard_normal(s) for s in ((2, 4, 5, 4), (2, 2, 7, 4), (2, 2, 7, 5))]
+        expected = by_token(rule, operands, np.ones((2, 7), bool), False)
+        assert difference([expected], evaluate(graph, operands)[0]) < 1e-10
+    assert "as many queries as keys" in refusal(site_graph(None, n=5, m=7), "window")
+
+
+def test_a_recipe_that_cannot_be_declared():
+    """Names, kinds and masks are checked where the recipe is written."""
+    from subquad.passes import recipe
+
+    for fields in ({"kind": "magic", "masks": {"none"}}, {"kind": "exact", "masks": {"sliding"}}):
+        with pytest.raises(RecipeError):
+            recipe(paper="", **fields)(lambda q, k, v, site: q)
+    with pytest.raises(RecipeError, match="twice"):
+        recipe(paper="", kind="exact", masks={"none"})(RECIPES["elu1"].function)
+    assert issubclass(RecipeError, ValueError) and i64.kind == "i" and issubclass(IRError, ValueError)
