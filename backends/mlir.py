@@ -163,8 +163,9 @@ def compile_cpu(linalg_module: Any, opt_level: int = 1,
     """Compile the one public function of a linalg module for this CPU.
 
     LLVM's level 0 compiles five times faster than 1; large loops run three to six times slower.
-    The module itself is left as it was, and so are the arrays the result is called with. An index
-    that is out of range, or sizes that disagree where the text left them open, end the process.
+    The module itself is left as it was, and so are the arrays the result is called with. Nothing
+    is caught at run time: sizes that disagree where the text left them open end the process, and
+    an index out of range ends it or reads memory that is not the tensor's.
     """
     ir = _torch_mlir()
     from torch_mlir.execution_engine import ExecutionEngine
