@@ -67,3 +67,17 @@ def attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
 def linear_attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node:
     """The chunked custom op of this package."""
     return to.call(torch.ops.subquad.linear_attention.default, *map(to.tensor, operands), **op.attrs)
+
+
+@spelling("index_put")
+def index_put(to: Lowering, op: Op, operands: list[Any]) -> fx.Node:
+    """torch takes the indices before the values."""
+    x, values, *indices = (None if item is None else to.tensor(item) for item in operands)
+    return to.call(aten.index_put.default, x, indices, values, op.attrs["accumulate"])
+
+
+@spelling("batch_norm")
+def batch_norm(to: Lowering, op: Op, operands: list[Any]) -> fx.Node:
+    """torch's, told not to train."""
+    x, w, b, mean, var = (None if item is None else to.tensor(item) for item in operands)
+    return to.call(aten.batch_norm.default, x, w, b, mean, var, False, 0.0, op.attrs["eps"], True)

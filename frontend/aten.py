@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ..ir import ops
 from ..ir.attributes import Slot
 from ..ir.core import OPS, OpDef, Value, fresh_key
 from ..ir.dims import Poly
@@ -234,5 +233,3 @@ from .adapters import ADAPTERS  # noqa: E402  (adapters use what is above)
 
 SUPPORTED = supported()
 """Names of the overloads that import into the vocabulary, `add.Tensor`, as torch prints them without `aten.`."""
-
-_ = ops  # importing it declares the vocabulary

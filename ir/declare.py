@@ -33,8 +33,14 @@ Boolean = Annotated[Any, "operand:b"]
 """A bool operand."""
 Bits = Annotated[Any, "operand:bui"]
 """A bool or integer operand."""
+RealNumeric = Annotated[Any, "operand:uif"]
+"""An operand of an integer or real floating dtype."""
+Ordered = Annotated[Any, "operand:buif"]
+"""An operand of any dtype whose elements have an order: all but complex."""
+Arithmetic = Annotated[Any, "operand:buifc"]
+"""An operand of any dtype that can be computed with."""
 Tensor = Annotated[Any, "operand:buifcx"]
-"""An operand of any dtype."""
+"""An operand of any dtype, to be moved or stored."""
 
 _PLAIN = {int: "int", float: "float", bool: "bool", str: "str", DType: "dtype"}
 

@@ -1,10 +1,25 @@
 """The vocabulary: each op declared once. Importing this package fills `subquad.ir.core.OPS`."""
 
 from ..core import OPS
-from . import activation, attention, elementwise, graph, index, linear, norm, reduce, shape
+from . import (
+    activation,
+    attention,
+    conv,
+    elementwise,
+    graph,
+    index,
+    linear,
+    nonlinear,
+    norm,
+    pool,
+    random,
+    reduce,
+    shape,
+)
 
 __all__ = [
-    "activation", "attention", "elementwise", "graph", "index", "linear", "norm", "reduce", "shape",
+    "activation", "attention", "conv", "elementwise", "graph", "index", "linear", "nonlinear", "norm",
+    "pool", "random", "reduce", "shape",
 ]  # fmt: skip
 
 
