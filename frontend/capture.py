@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,12 @@ from torch.utils import _pytree as pytree
 from ..ir import CaptureError, Graph, Value, building
 from ..ir.core import OPS
 from ..ir.dims import symbols
-from .export import EXPORT_LOCK, export, first_line, normalise_shapes
+from .export import EXPORT_LOCK, export, first_line, normalise_shapes, quiet
 from .fx import Imported, import_nodes, tensor_type
 from .refusals import check_call, check_model, warn_of_side_effects
 from .regions import inline_regions
 from .signature import Constant, Input, Signature, argument_paths, result_size
-from .symbols import Names, distinct, named_symbols
+from .symbols import Check, Names, distinct, named_symbols
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _UNBOUNDED = 1 << 60
@@ -78,7 +78,8 @@ def capture(
             exported = export(model, args, kwargs, shapes)
             program, decided = exported.program, exported.decided
         try:
-            lowered = inline_regions(program).run_decompositions({})
+            with quiet():
+                lowered = inline_regions(program).run_decompositions({})
         except Exception as error:
             raise CaptureError(f"torch could not lower the exported program: {first_line(error)}") from error
         return _Converter(model, program, lowered, shapes, decided).run()
@@ -94,7 +95,7 @@ class _Converter:
         decided: tuple[tuple[Any, bool, str], ...],
     ):
         self.model, self.program, self.lowered = model, program, lowered
-        self.decided = decided
+        self.decided, self.shapes = decided, shapes
         self.nodes = {node.name: node for node in lowered.graph.nodes}
         self.specs = lowered.graph_signature
         self.user = [s for s in self.specs.input_specs if s.kind is InputKind.USER_INPUT]
@@ -111,11 +112,7 @@ class _Converter:
         placeholders, inputs, values, tensors = self._placeholders()
         imported = import_nodes(self.lowered.graph_module, placeholders, self.names)
         outputs, results, updates, written = self._outputs(imported)
-        checks = distinct([
-            *imported.checks,
-            *(self.names.check(e, truth, where) for e, truth, where in self.decided),
-            *(self.names.check(guard.expr) for guard in self._guards()),
-        ])  # fmt: skip
+        checks = self._checks(imported)
         asserts = []
         for value, message in imported.asserts:
             asserts.append((len(outputs), message))
@@ -138,7 +135,7 @@ class _Converter:
             paths=tuple(paths), inputs=tuple(self._input(i, x, paths[order.index(i)], written)
                                              for i, x in inputs.items()),
             out_tree=self.lowered.call_spec.out_spec, results=tuple(results), checks=checks,
-            asserts=tuple(asserts), bound=bound, facts=facts,
+            asserts=tuple(asserts), bound=bound, facts=facts, opened=bool(self.shapes),
         )  # fmt: skip
         used = graph.params
         return Captured(
@@ -216,8 +213,8 @@ class _Converter:
             fake = None if node is None else node.meta.get("val")
             axes = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
             for axis, dim in axes if isinstance(fake, torch.Tensor) else ():
-                if type(dim) is TorchDim:
-                    yield fake.shape[axis], dim.__name__
+                if isinstance(dim, TorchDim):  # `2 * half` names the symbol of half
+                    yield fake.shape[axis], getattr(dim, "root", dim).__name__
         elif isinstance(spec, Mapping) and isinstance(place, Mapping):
             for key in spec.keys() & place.keys():
                 yield from self._named(spec[key], place[key])
@@ -260,8 +257,25 @@ class _Converter:
 
     # ---- sizes -----------------------------------------------------------------------------------
 
-    def _guards(self) -> Iterable[Any]:
-        """torch's guards on sizes, from the tracing of the model and of its decomposition."""
+    def _checks(self, imported: Imported) -> tuple[Check, ...]:
+        """What every call must satisfy: asserts, decisions of the model, and torch's guards.
+
+        torch's own `!=` are left out: they choose a general way over a short cut, which stays right
+        where the sizes are equal. The model's own are among the decisions.
+        """
+        check, found = self.names.check, list(imported.checks)
+        environments = self._environments()
+        for expr, truth, where in self.decided:
+            for env in environments[:1]:
+                found.append(check(env.replace(expr), truth, where))
+        for env in environments:
+            for guard in env.guards:
+                if type(guard.expr).__name__ != "Unequality":
+                    found.append(check(env.replace(guard.expr)))
+        return distinct(found)
+
+    def _environments(self) -> list[Any]:
+        """torch's records of sizes, from the tracing of the model and of its decomposition."""
         found: dict[int, Any] = {}
         for program in (self.program, self.lowered):
             for node in program.graph.nodes:
@@ -269,7 +283,7 @@ class _Converter:
                 if mode is not None and mode.shape_env is not None:
                     found[id(mode.shape_env)] = mode.shape_env
                     break
-        return [guard for env in found.values() for guard in env.guards]
+        return list(found.values())
 
     def _facts(self) -> Iterator[tuple[str, int, int | None]]:
         """Ranges of symbols. A lower bound of 2 is torch's own habit, not a fact: it becomes 0."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .source import inside_torch, user_frame
+from .source import decides, user_frame
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def decisions() -> Iterator[list[tuple[Any, bool, str]]]:
         truth = original(self)
         if threading.get_ident() == owner:
             frame = sys._getframe(1)
-            if not inside_torch(frame.f_code.co_filename):
+            if decides(frame.f_code.co_filename):
                 found.append((self.node.expr, truth, user_frame(frame)))
         return truth
 

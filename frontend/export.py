@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from ..ir import CaptureError
 from .decisions import decisions
 from .source import raised_at
+from .untouched import unchanged
 
 EXPORT_LOCK = threading.RLock()
 """torch.export is not thread-safe: every capture of the process goes through here."""
@@ -48,7 +49,7 @@ def export(
     shapes = normalise_shapes(model, args, kwargs, dynamic_shapes)
 
     def attempt(strict: bool) -> Exported:
-        with _quiet(), decisions() as decided, torch.inference_mode(False):
+        with quiet(), unchanged(model), decisions() as decided, torch.inference_mode(False):
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes, strict=strict,
             )  # fmt: skip
@@ -99,7 +100,8 @@ def explained(model: Any, error: BaseException) -> CaptureError:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something."""
     lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:300].rstrip(".")
+    line = next((line for line in lines if line), type(error).__name__)
+    return line.split(". ")[0][:300].rstrip(".")
 
 
 def _violations(error: BaseException) -> str:
@@ -170,7 +172,7 @@ class _Drop(logging.Filter):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A block without torch's dumps of half-made graphs; the user's own prints and warnings stay."""
     chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     drop = _Drop()
@@ -178,7 +180,7 @@ def _quiet() -> Iterator[None]:
     text, succeeded = io.StringIO(), False
     try:
         with contextlib.redirect_stderr(text), warnings.catch_warnings():
-            for module in (r"torch\.", r"copyreg"):
+            for module in (r"torch\.", "copyreg", "contextlib"):
                 warnings.filterwarnings("ignore", module=module)
             yield
             succeeded = True

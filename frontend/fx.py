@@ -13,7 +13,7 @@ from torch import nn
 from ..ir import CaptureError, TensorType, Value, building, symbol
 from ..ir.core import OPS
 from ..ir.dims import Poly, symbols
-from ..ir.types import DTYPES
+from ..ir.types import DTYPES, scalar_dtype
 from .aten import DTYPE_OF, import_call, opaque
 from .source import source_of
 from .symbols import Check, Names, Unconvertible
@@ -107,16 +107,14 @@ class _Importer:
         return self.result.values[item.name] if isinstance(item, torch.fx.Node) else item
 
     def argument(self, item: Any, kind: str = "") -> Any:
-        """An fx argument as import_call takes it; symbolic floats become 0-d values."""
+        """An fx argument as import_call takes it, but for symbolic floats."""
         if isinstance(item, torch.fx.Node):
             value = self.result.values[item.name]
-            if isinstance(value, _Float):
-                if "Tensor" not in kind:
-                    raise CaptureError(
-                        f"a number computed from symbolic sizes, {value.expr}, is used where torch takes a "
-                        "plain number; make the sizes it is computed from static"
-                    )
-                return self.float(value.expr)
+            if isinstance(value, _Float) and "Tensor" not in kind:
+                raise CaptureError(
+                    f"a number computed from symbolic sizes, {value.expr}, is used where torch takes a "
+                    "plain number; make the sizes it is computed from static"
+                )
             return value
         if isinstance(item, (list, tuple)):
             return [self.argument(part, kind) for part in item]
@@ -131,6 +129,8 @@ class _Importer:
         named = {a.name: str(a.type) for a in schema.arguments} if schema else {}
         args = [self.argument(item, kinds.get(i, "")) for i, item in enumerate(node.args)]
         kwargs = {key: self.argument(item, named.get(key, "")) for key, item in node.kwargs.items()}
+        beside = _values((args, kwargs))
+        args = [self.wrapped(x, beside) if isinstance(x, _Float) else x for x in args]
         fakes = list(fake) if isinstance(fake, (list, tuple)) else [] if fake is None else [fake]
         present = [i for i, item in enumerate(fakes) if isinstance(item, torch.Tensor)]
         if any(item is not None and not isinstance(item, torch.Tensor) for item in fakes):
@@ -226,6 +226,14 @@ class _Importer:
             self.result.bound[str(dim)] = (binder, 0)
             self.knows[binder] = frozenset({str(dim)}) | frozenset(self.known([counts]))
         return dim
+
+    def wrapped(self, number: _Float, beside: list[Value]) -> Value:
+        """A symbolic float as an operand that promotes as a Python number does beside tensors."""
+        value = self.float(number.expr)
+        if any(other.rank and other.dtype.kind in "fc" for other in beside):
+            return value  # a 0-d operand does not widen one with axes
+        dtype = scalar_dtype(1.0, [other.dtype for other in beside])
+        return OPS["cast"](value, dtype=dtype)
 
     def float(self, expr: Any) -> Value:
         """A float expression of sizes as a 0-d f64 value. Raises CaptureError."""

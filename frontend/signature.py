@@ -40,8 +40,8 @@ class Signature:
     pytree of `{argument: value}`. leaves: for each leaf an input's index, or `Constant`. out_tree,
     results: for each output leaf the index of a graph output, a `Constant`, or a Dim. checks: relations
     between sizes that capture relied on. asserts: (graph output, message) of bools that must be true.
-    bound: where a data-dependent symbol is read: (graph output, axis). facts: as on the graph. verified:
-    sizes that passed the checks, so that they cost nothing the second time.
+    bound: where a data-dependent symbol is read: (graph output, axis). facts: as on the graph. opened:
+    whether dynamic_shapes was given. verified: sizes that passed the checks, so that they cost nothing the second time.
     """
 
     call: inspect.Signature
@@ -56,6 +56,7 @@ class Signature:
     asserts: tuple[tuple[int, str], ...] = ()
     bound: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     facts: tuple[tuple[str, int, int | None], ...] = ()
+    opened: bool = False
     verified: set[tuple[tuple[str, int], ...]] = field(default_factory=set, compare=False, repr=False)
 
     # ---- a call to graph inputs ------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Signature:
             for axis, (dim, size) in enumerate(zip(type_.shape, shape)):
                 if isinstance(dim, int):
                     if dim != size:
-                        raise CaptureError(_fixed(spec, axis, dim, size))
+                        raise CaptureError(self._fixed(spec, axis, dim, size))
                 elif (name := _bare(dim)) and name not in env:
                     env[name] = size
                 else:
@@ -152,6 +153,16 @@ class Signature:
             if len(self.verified) < 4096:
                 self.verified.add(sizes)
         return env
+
+    def _fixed(self, spec: Input, axis: int, dim: int, size: int) -> str:
+        text = f"input {spec.path!r} has size {size} on axis {axis}, captured as fixed {dim}: {spec.type}; "
+        if dim == 1 and self.opened:
+            return text + "torch.export fixes what is 1 in the example: capture with a larger one"
+        if self.opened:
+            return text + "it is not among dynamic_shapes, or the model cannot do without this size"
+        argument = spec.path.partition(".")[0].partition("[")[0]
+        hint = f"{{{argument!r}: {{{axis}: torch.export.Dim.AUTO}}}}"
+        return text + f"to open it: dynamic_shapes={hint}, or dynamic_shapes=True for every axis"
 
     def _verify_dim(self, spec: Input, axis: int, dim: Dim, size: int, env: dict[str, int]) -> None:
         missing = {name for name in symbols(dim)} - env.keys()
@@ -280,16 +291,6 @@ def _bare(dim: Dim) -> str | None:
             atom = monomial[0][0]
             return atom if isinstance(atom, str) else None
     return None
-
-
-def _fixed(spec: Input, axis: int, dim: int, size: int) -> str:
-    argument = spec.path.partition(".")[0].partition("[")[0]
-    hint = f"{{{argument!r}: {{{axis}: torch.export.Dim.AUTO}}}}"
-    captured = " (captured at size 1, which torch.export always fixes)" if dim == 1 else ""
-    return (
-        f"input {spec.path!r} has size {size} on axis {axis}, captured as fixed {dim}{captured}: {spec.type}; "
-        f"to leave it open capture with dynamic_shapes={hint}, or dynamic_shapes=True for every axis"
-    )
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -137,6 +137,8 @@ class Names:
     def check(self, expr: Any, truth: bool = True, where: str = "") -> Check | None:
         """A boolean expression as a Check; None when it cannot be said with Dims."""
         kind = type(expr).__name__
+        if kind.startswith("Boolean") or isinstance(expr, bool):
+            return None
         if kind == "Not":
             return self.check(expr.args[0], not truth, where)
         joint = "or" if kind == "Or" else "and"
@@ -196,10 +198,9 @@ def named_symbols(placed: Iterable[tuple[Any, str]]) -> dict[str, str]:
     given: dict[str, str] = {}
     for size, name in placed:
         expr = getattr(getattr(size, "node", None), "expr", None)
-        if type(expr).__name__ != "Symbol" or not name.isidentifier() or name in _RESERVED:
-            continue
-        if given.setdefault(expr.name, name) != name:
-            continue
+        found = list(getattr(expr, "free_symbols", ()))
+        if len(found) == 1 and name.isidentifier() and name not in _RESERVED:
+            given.setdefault(found[0].name, name)
     names = list(given.values())
     return {key: name for key, name in given.items() if names.count(name) == 1}
 
