@@ -291,19 +291,29 @@ class PassLog:
         at = ", ".join(f"{k} = {v}" for k, v in self.sizes.items())
         title = "what could be gained next, if you ask for it"
         yield Text(f"\n{title}{f' (predicted at {at})' if at else ''}", style="bold")
-        table = grid("site", "recipe", "kind", "FLOPs>", ">", "bytes>", ">")
         groups: dict[tuple[str, str, str, Cost, Cost], list[Gain]] = {}
         for g in self.gains:
-            groups.setdefault((g.recipe, g.kind, g.call, g.before, g.after), []).append(g)
-        for (recipe, kind, _, old, new), gains in groups.items():
+            if self._share(g) < 1:
+                groups.setdefault((g.recipe, g.kind, g.call, g.before, g.after), []).append(g)
+        if not groups:
+            nothing = "nothing at this length: every recipe costs more than exact attention here"
+            yield Padding(Text(nothing, overflow="fold"), (0, 0, 0, 2))
+            return
+        table = grid("attention at", "recipe", "kind", "FLOPs>", ">", "bytes>", ">")
+        ranked = sorted(groups.items(), key=lambda item: self._share(item[1][0]))
+        for (recipe, kind, _, old, new), gains in ranked:
             sites = gains[0].site + (f" and {len(gains) - 1} like it" if len(gains) > 1 else "")
             row = [sites, recipe, kind]
             for a, b in ((old.flops, new.flops), (old.bytes, new.bytes)):
                 row += [f"{self._count(a).strip()} -> {self._count(b).strip()}", self._ratio(a, b)]
             table.add_row(*row)
         yield Padding(table, (0, 0, 0, 2))
-        for call in dict.fromkeys(g.call for g in self.gains):
-            yield Padding(Text(call, overflow="fold"), (0, 0, 0, 2))
+        yield Padding(Text(ranked[0][1][0].call, overflow="fold"), (0, 0, 0, 2))
+
+    def _share(self, gain: Gain) -> float:
+        """FLOPs after / before at the example sizes; 0 where they are unknown."""
+        before, after = self.number(gain.before.flops), self.number(gain.after.flops)
+        return 0.0 if after is None or not before else after / before
 
     def _polynomials(self) -> RenderableType:
         before, after = self.cost()

@@ -74,4 +74,4 @@ RECIPE_COLUMNS = ("recipe", "kind", "masks", "paper", "what it does")
 def _recipe_rows(recipes: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, r in recipes.items():
         what = (r.doc or "").strip().splitlines() or [""]
-        yield name, r.kind, ", ".join(sorted(r.masks)), r.paper, what[0]
+        yield name, r.kind, ", ".join(sorted(r.masks)), r.paper or "-", what[0]

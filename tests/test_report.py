@@ -135,3 +135,9 @@ COUNTS = [(0, "0 "), (999, "999 "), (1500, "1.5 K"), (2.5e12, "2.5 T"), (1e16, "
 @pytest.mark.parametrize("n, text", COUNTS)
 def test_count(n, text):
     assert count(n) == text
+
+
+def test_no_gain_is_said(log):
+    loss = Gain("layers.0", "", "elu1", ir.Cost(10, 10), ir.Cost(20, 20), "call")
+    assert "nothing at this length" in str(PassLog(log.steps, [loss]))
+    assert "nothing at this length" not in str(PassLog(log.steps))
