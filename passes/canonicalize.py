@@ -179,10 +179,16 @@ def _leaves(x: Value, *others: Value) -> bool:
     return elementwise(x.type, *(o.type for o in others)) == x.type
 
 
-@rule(lambda x, c: x * c, lambda x, c: x / c)
+@rule(lambda x, c: x * c)
 def times_one(x, c):
-    "x * 1 and x / 1."
+    "x * 1."
     return x if _is(c, 1) and _leaves(x, c) and x.dtype.kind != "b" else None
+
+
+@rule(lambda x, c: x / c)
+def divided_by_one(x, c):
+    "x / 1; integers would become floats."
+    return x if _is(c, 1) and _leaves(x, c) and x.dtype.kind in "fc" else None
 
 
 @rule(lambda x, c: x + c)
@@ -216,14 +222,14 @@ def negated_twice(x):
 
 @rule(lambda x, y: x + neg(y))
 def plus_negated(x, y):
-    "x + -y is x - y."
-    return x - y
+    "x + -y is x - y; not for an integer 0, which has no sign to give to -0.0."
+    return x - y if x.dtype.kind == y.dtype.kind else None
 
 
 @rule(lambda x, y: sub(x, neg(y)))
 def minus_negated(x, y):
-    "x - -y is x + y."
-    return x + y
+    "x - -y is x + y; not for an integer 0."
+    return x + y if x.dtype.kind == y.dtype.kind else None
 
 
 @rule(lambda x, c: x / c)
@@ -363,8 +369,8 @@ def _explicit(op, **attrs):
 RULES: tuple[Rule, ...] = (
     permute_of_permute, permute_of_nothing, reshape_of_reshape, reshape_to_same,
     split_before_permute, expand_of_nothing, expand_of_expand, slice_of_all, slice_of_slice,
-    cat_of_one, cast_to_same, cast_of_cast, times_one, plus_zero, minus_zero, times_minus_one,
-    negated_twice, plus_negated, minus_negated, divided_by_power_of_two, one_over, one_over_root,
+    cat_of_one, cast_to_same, cast_of_cast, times_one, divided_by_one, plus_zero, minus_zero,
+    times_minus_one, negated_twice, plus_negated, minus_negated, divided_by_power_of_two, one_over, one_over_root,
     small_power, _ordered(add), _ordered(mul), _ordered(eq), _ordered(ne), greater_as_less,
     greater_equal_as_less_equal, less_than_constant_first, less_equal_constant_first, not_not,
     not_equal, not_unequal, and_itself, where_not, where_same, matmul_as_linear, bias_into_linear,
