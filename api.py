@@ -1,0 +1,148 @@
+"""`optimize`: capture -> passes -> backend -> a drop-in module. The one orchestration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from .backends import backend as backend_named
+from .frontend import LazyModule, OptimizedModule, capture
+from .ir import No, SubquadError
+from .ir.interpret import bind
+from .passes import (
+    EXACT,
+    RECIPES,
+    Pipeline,
+    Recipe,
+    Site,
+    Step,
+    canonicalize,
+    compare_costs,
+    find_recipe,
+    find_sites,
+    linearize,
+)
+from .report import Gain, PassLog
+from .verify import Verifier
+
+Attention = str | Recipe | Mapping[str, str | Recipe]
+"""What `attention=` takes: "exact", a recipe, or recipes by glob over site paths."""
+
+
+def optimize(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    attention: Attention = "exact",
+    pipeline: Pipeline | str | None = None,
+    backend: str = "auto",
+    dynamic_shapes: Any = None,
+    check: bool = True,
+) -> OptimizedModule | LazyModule:
+    """`model` as a drop-in module that computes the same with less work. The model is not changed.
+
+    args, kwargs: example inputs; without any, the model is captured at its first call.
+    attention: "exact" changes no result. A recipe's name (`subquad recipes` lists them), or a
+    mapping from globs over site paths to names, replaces attention by an approximation there.
+    pipeline: passes to run instead of `subquad.EXACT`, as an object or as text,
+    "canonicalize,recognize{only=rope}". Recipes of `attention` are applied after it.
+    backend: "auto" (eager torch), "eager", "inductor", "mlir".
+    dynamic_shapes: as torch.export takes it; True leaves every axis of every tensor open.
+    check: run before and after every pass on the example inputs in float64; an exact pass that is
+    off is undone, and the log names the rule.
+
+    The result carries `log`, `graph` and `sites`. Raises CaptureError for a model that cannot be
+    captured, RecipeError for an unknown recipe, BackendError for a backend that cannot run here.
+    """
+    options: dict[str, Any] = dict(
+        attention=attention, pipeline=_pipeline(pipeline, attention), backend=backend, check=check
+    )
+    backend_named(_backend(backend))  # a backend that is missing is known before a long capture
+    if args is None and kwargs is None and not isinstance(model, ExportedProgram):
+        return LazyModule(
+            model,
+            lambda a, k: _optimize(model, a, k, dynamic_shapes=dynamic_shapes, **options),
+        )
+    args = _positional(args)
+    return _optimize(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, **options)
+
+
+def _optimize(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    attention: Attention,
+    pipeline: Pipeline,
+    backend: str,
+    dynamic_shapes: Any,
+    check: bool,
+) -> OptimizedModule:
+    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    if isinstance(model, ExportedProgram) and not args and not kwargs:
+        args, kwargs = model.example_inputs or ((), {})
+    inputs = captured.signature.flatten(args, kwargs)
+    verifier = Verifier(inputs, captured.tensors, captured.modules) if check else None
+    graph, steps = pipeline.run(captured.graph, verifier)
+    sizes = bind({v: x.shape for v, x in zip(captured.graph.inputs, inputs, strict=True)})
+    name = _backend(backend)
+    executable = backend_named(name).compile(graph, captured.modules)
+    fast = OptimizedModule(model, captured, graph, executable)
+    fast.sites, fast.backend = _sites(steps), name
+    fast.log = PassLog(steps, _gains(fast.sites), sizes=sizes, sites=fast.sites)
+    return fast
+
+
+def _sites(steps: Sequence[Step]) -> tuple[Site, ...]:
+    """The attentions as they last were before a recipe took them, and what was decided."""
+    last = next((s for s in reversed(steps) if s.name == "linearize" and not s.undone), None)
+    return find_sites(steps[-1].after) if last is None else find_sites(last.before, last.events)
+
+
+def _gains(sites: Sequence[Site]) -> list[Gain]:
+    """What each recipe that honours a site's mask would save where attention is still exact."""
+    found = []
+    for site in sites:
+        if site.decision != "attention":
+            continue
+        for recipe in RECIPES.values():
+            costs = compare_costs(site.op, recipe)
+            if not isinstance(costs, No):
+                call = f'subquad.optimize(model, args, attention="{recipe.name}")'
+                found.append(
+                    Gain(site.path, site.source, recipe.name, *costs, call, recipe.kind)
+                )
+    return found
+
+
+def _pipeline(pipeline: Pipeline | str | None, attention: Attention) -> Pipeline:
+    if pipeline is None:
+        pipeline = EXACT
+    elif isinstance(pipeline, str):
+        pipeline = Pipeline.parse(pipeline)
+    if attention == "exact":
+        return pipeline
+    recipes = attention if isinstance(attention, Mapping) else {"*": attention}
+    chosen = {glob: find_recipe(spec) for glob, spec in recipes.items()}
+    return Pipeline(
+        pipeline, linearize.with_(recipes=chosen), canonicalize, limit=pipeline.limit
+    )
+
+
+def _positional(args: Any) -> tuple[Any, ...]:
+    if args is None:
+        return ()
+    if isinstance(args, (tuple, list)):
+        return tuple(args)
+    raise SubquadError(
+        f"args is a {type(args).__name__}; pass the positional inputs as a tuple, "
+        "optimize(model, (x,)), and keyword inputs as kwargs={...}"
+    )
+
+
+def _backend(name: str) -> str:
+    return "eager" if name == "auto" else name
