@@ -41,9 +41,10 @@ Atom = Union[str, Call]  # noqa: UP007 - a runtime alias that names a later clas
 Monomial = tuple[tuple[Atom, int], ...]
 
 
-def _rank(term: tuple[Monomial, int]) -> tuple[int, str]:
-    monomial = term[0]
-    return -sum(power for _, power in monomial), "*".join(f"{a}^{p}" for a, p in monomial)
+def _rank(term: tuple[Monomial, int]) -> tuple[int, list[str]]:
+    """Degree, then alphabet: an order that products keep, so that division finds its lead terms."""
+    factors = [str(atom) for atom, power in term[0] for _ in range(power)]
+    return -len(factors), factors
 
 
 def _times(a: Monomial, b: Monomial) -> Monomial:

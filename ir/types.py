@@ -142,6 +142,8 @@ def promote(*types: TensorType) -> DType:
     high, low = _join(ranked), _join(scalars)
     if _CATEGORY[low.kind] <= _CATEGORY[high.kind]:
         return high
+    if low.kind == "c" and high.is_float:  # a complex number beside reals keeps their precision
+        return {"f16": c32, "f64": c128}.get(high.name, c64)
     return _join([high, low])
 
 

@@ -22,6 +22,8 @@ __all__ = [
     "pool", "random", "reduce", "shape",
 ]  # fmt: skip
 
+globals().update({name: OPS[name] for name in __all__ if name in OPS})  # `ops.linear`: not its file
+
 
 def __getattr__(name: str):
     """`ops.softmax`: any declared op by name."""
