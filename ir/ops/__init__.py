@@ -18,8 +18,8 @@ from . import (
 )
 
 __all__ = [
-    "activation", "attention", "conv", "elementwise", "graph", "index", "linear", "nonlinear", "norm",
-    "pool", "random", "reduce", "shape",
+    "activation", "attention", "conv", "elementwise", "graph", "index", "linear", "nonlinear",
+    "norm", "pool", "random", "reduce", "shape",
 ]  # fmt: skip
 
 globals().update({name: OPS[name] for name in __all__ if name in OPS})  # `ops.linear`: not its file
