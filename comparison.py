@@ -217,9 +217,9 @@ class Comparison:
     def _costs(self) -> RenderableType:
         assert self.time is not None
         table = grid("", "original>", "optimised>", "times less (min..max)")
-        before, after = Spread(self.time.before).median, Spread(self.time.after).median
-        pairs = len(self.time.before)
-        table.add_row("time", _time(before), _time(after), f"{self.time.ratio}, {pairs} pairs")
+        before, after = min(self.time.before), min(self.time.after)
+        best = f"time, best of {len(self.time.before)}"
+        table.add_row(best, _time(before), _time(after), str(self.time.ratio))
         table.add_row("peak extra memory", *map(_bytes, self.memory), _times(*self.memory))
         table.add_row("FLOPs (matrix products)", *map(_flops, self.flops), _times(*self.flops))
         if self.rate:
@@ -308,7 +308,7 @@ def leaves(tree: Any, name: str = "") -> dict[str, Any]:
 
 def _seconds(row: Row, side: int) -> float | None:
     values = row.time.after if side else row.time.before
-    return Spread(values).median if values else None
+    return min(values) if values else None
 
 
 def _type(o: Output) -> str:

@@ -85,17 +85,20 @@ def compare(
     result = Comparison(outputs=outputs, reference=reference, exact=exact, sites=sites)
     if repeats != 0:
         say("time and memory")
-        row, counted = _measure(original, optimized, args, kwargs, repeats, seconds, least=3)
+        row = _measure(original, optimized, args, kwargs, repeats, seconds, least=3)
+        counted = tuple(flops(_call(model, args, kwargs)) for model in (original, optimized))
         device = next((x.device.type for x in _tensors((args, kwargs))), "cpu")
         dtype = outputs[0].dtype if outputs else torch.float32
         rate = matmul_rate(dtype if dtype in FLOORS else torch.float32, device)
-        result = replace(result, time=row.time, memory=row.memory, flops=counted, rate=rate)
+        result = replace(
+            result, time=row.time, memory=row.memory, flops=(counted[0], counted[1]), rate=rate
+        )
     if lengths and make_args:
         rows: list[Row] = []
         for n in lengths:
             say(f"length {n}")
             calls = _within(original, optimized, rows, n, limit)
-            row, _ = _measure(*calls, tuple(make_args(n)), {}, repeats or None, seconds, least=0)
+            row = _measure(*calls, tuple(make_args(n)), {}, repeats or None, seconds, least=2)
             rows.append(replace(row, length=n))
         result = replace(result, rows=tuple(rows))
     return result
@@ -176,14 +179,13 @@ def _measure(
     repeats: int | None,
     seconds: float,
     least: int,
-) -> tuple[Row, tuple[int | None, int | None]]:
+) -> Row:
     with torch.no_grad():
         after = _call(optimized, args, kwargs)
         before = _call(original, args, kwargs) if original is not None else None
         both = times(before or after, after, repeats=repeats, seconds=seconds, least=least)
         memory = (peak_memory(before) if before else None, peak_memory(after))
-        counted = (flops(before) if before else None, flops(after))
-    return Row(0, both if before else Paired((), both.after), memory), counted
+    return Row(0, both if before else Paired((), both.after), memory)
 
 
 def _call(model: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[], Any]:

@@ -1,6 +1,7 @@
 """Measuring a call honestly: paired times, peak memory, FLOPs, and what the machine can do.
 
 Times of two callables are taken in turns within one run, so that a busy neighbour slows both.
+Shown are the smallest time of each (a neighbour only ever adds) and the ratio of each pair.
 
 Memory is what torch's own allocator hands out. On a CPU every allocation and release is recorded
 by the profiler, also those inside a kernel; the peak is the largest sum of the live ones, and
@@ -62,26 +63,24 @@ class Paired:
 
 
 def times(
-    before: Call,
-    after: Call,
-    *,
-    repeats: int | None = None,
-    seconds: float = 3.0,
-    least: int = 3,
+    before: Call, after: Call, *, repeats: int | None = None, seconds: float = 3.0, least: int = 3
 ) -> Paired:
-    """Seconds of two calls, in turns and in alternating order, after one call of each to warm up.
+    """Seconds of two calls, in turns and in alternating order.
 
-    repeats: pairs to take; None for as many as fit in `seconds`, from `least` to 50. With least=0
-    and a first pair that takes longer than `seconds`, that pair is the result.
+    repeats: pairs to take after one that warms up; None for as many as fit in `seconds`, from
+    `least` to 50. A first pair that alone takes longer than `seconds` counts as one of them.
     """
     calls = (before, after)
-    first = tuple(_seconds(call) for call in calls)
-    if repeats is None:
-        if not least and sum(first) > seconds:
-            return Paired(first[:1], first[1:])
-        pair = sum(map(_seconds, calls)) if sum(first) < seconds else sum(first)
-        repeats = max(least, 1, min(50, int(seconds / max(pair, 1e-9))))
+    first = [_seconds(call) for call in calls]
     taken: tuple[list[float], list[float]] = ([], [])
+    if repeats is None:
+        if sum(first) > seconds:
+            taken[0].append(first[0])
+            taken[1].append(first[1])
+            repeats = max(least, 1) - 1
+        else:
+            pair = sum(map(_seconds, calls))
+            repeats = max(least, 1, min(50, int(seconds / max(pair, 1e-9))))
     for i in range(repeats):
         for which in (0, 1) if i % 2 == 0 else (1, 0):
             taken[which].append(_seconds(calls[which]))
