@@ -73,7 +73,7 @@ def _live(
 ) -> Graph:
     small = Graph(graph.name, graph.inputs, outputs, updates, graph.facts)
     used = {v for op in small.ops() for v in op.operands} | {*outputs, *updates.values()}
-    inputs = [v for v in graph.inputs if v in used]
+    inputs = [v for v in graph.inputs if v in used or any(isinstance(d, Poly) for d in v.shape)]
     return Graph(graph.name, inputs, outputs, updates, graph.facts)
 
 

@@ -125,6 +125,8 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "ci
 def _pad(x: np.ndarray, *, pad: tuple[int, ...], mode: str, value: float | None) -> np.ndarray:
     if max(map(abs, pad), default=0) > 1 << 32:
         raise IRError(f"pad={pad} is out of reason")
+    if not pad:
+        return x
     widths = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)][::-1]
     widths = [(0, 0)] * (x.ndim - len(widths)) + widths
     if mode == "constant":
