@@ -2,14 +2,18 @@
 
 from .attention import attention
 from .canonicalize import canonicalize
-from .linearize import compare_costs, linearize
+from .fold import fold
+from .linearize import compare_costs, linearize, possible_gains
 from .pipeline import BOUND, PASSES, Checker, Pass, Pipeline, Step, pass_
-from .recipes import RECIPES, Recipe, find_recipe, recipe
+from .recipes import RECIPES, Recipe, recipe, recipe_named
 from .recognize import recognize
 from .sites import Site, find_sites
 
+EXACT = Pipeline(canonicalize, fold, recognize, attention, canonicalize)
+"""What `subquad.optimize` runs by default; it changes no result."""
+
 __all__ = [
-    "BOUND", "PASSES", "RECIPES", "Checker", "Pass", "Pipeline", "Recipe", "Site", "Step",
-    "attention", "canonicalize", "compare_costs", "find_recipe", "find_sites", "linearize", "pass_",
-    "recipe", "recognize",
+    "BOUND", "EXACT", "PASSES", "RECIPES", "Checker", "Pass", "Pipeline", "Recipe", "Site", "Step",
+    "attention", "canonicalize", "compare_costs", "find_sites", "fold", "linearize", "pass_",
+    "possible_gains", "recipe", "recipe_named", "recognize",
 ]  # fmt: skip

@@ -8,18 +8,19 @@ does not honour stays as it is, and the reason is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ..ir import OPS, Cost, Graph, IRError, No, Op, RecipeError, TensorType, Value, building, cost
 from ..ir import replace as replace_ops
+from ..ir.dims import evaluate
 from ..ir.rewrite import current_journal
 from ..ir.types import bool_
 from .masks import Mask
 from .pipeline import pass_
-from .recipes import Mixing, Recipe, find_recipe
-from .sites import find_sites, site_mask
+from .recipes import RECIPES, Mixing, Recipe, recipe_named
+from .sites import Site, find_sites, site_mask
 
 
 @pass_(exact=False)
@@ -28,7 +29,7 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}) -> Graph:
 
     Raises RecipeError for an unknown recipe and for a glob that matches no site.
     """
-    chosen = {glob: find_recipe(spec) for glob, spec in recipes.items()}
+    chosen = {glob: recipe_named(spec) for glob, spec in recipes.items()}
     paths = {site.op: site.path for site in find_sites(graph)}
     for glob in chosen:
         if not any(fnmatchcase(path, glob) for path in paths.values()):
@@ -90,3 +91,20 @@ def compare_costs(op: Op, recipe: Recipe, mask: Mask | None = None) -> tuple[Cos
         if isinstance(result, No):
             return result
         return cost(op), cost(Graph("site", inputs, (result,)))
+
+
+def possible_gains(
+    graph: Graph, sizes: Mapping[str, int]
+) -> Iterator[tuple[Site, Recipe, Cost, Cost]]:
+    """Sites and recipes that honour their mask and save FLOPs at these sizes of the symbolic dims.
+
+    Yields the site, the recipe, and the cost before and after, symbolic.
+    """
+    for site in find_sites(graph):
+        for recipe in RECIPES.values() if site.op.name == "attention" else ():
+            found = compare_costs(site.op, recipe)
+            if isinstance(found, No):
+                continue
+            before, after = found
+            if evaluate(after.flops, sizes) < evaluate(before.flops, sizes):
+                yield site, recipe, before, after

@@ -247,16 +247,43 @@ def affine(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
     if name == "cast" and x.dtype.kind == "i":
         return affine(inputs[0], axes)
     if name == "slice":
-        inner = affine(inputs[0], axes)
-        axis = axes[attrs["dim"]]
-        if inner is None or axis is None:  # of one element: which one is not known here
-            return None
-        slope = inner[1].get(axis, 0)
-        slopes = {**inner[1], axis: slope * attrs["step"]}
-        return inner[0] + attrs["start"] * slope, slopes
+        return _sliced(x, axes)
+    if name == "cat":
+        return _joined(x, axes)
     for source, mapped in _through_view(x, axes):
         return affine(source, mapped)
     return None
+
+
+def _sliced(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
+    dim, step = x.op.attrs["dim"], x.op.attrs["step"]
+    axis = axes[dim]
+    along = -1 - dim if axis is None else axis  # one element: which one, the slice knows
+    inner = affine(x.op.inputs[0], (*axes[:dim], along, *axes[dim + 1 :]))
+    if inner is None:
+        return None
+    start, slopes = inner
+    slope = slopes.pop(along, 0)
+    if axis is not None and slope:
+        slopes[axis] = slope * step
+    return start + x.op.attrs["start"] * slope, slopes
+
+
+def _joined(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
+    """Pieces that go on where the one before stops."""
+    dim = x.op.attrs["dim"]
+    along, found, offset = axes[dim], None, 0
+    pieces = [(part, affine(part, _broadcast(part, x, axes))) for part in x.op.inputs]
+    slopes = [p[1].get(along, 0) for part, p in pieces if p and part.shape[dim] != 1]
+    if along is None or len(set(slopes)) != 1 or any(p is None for _, p in pieces):
+        return None
+    for part, piece in pieces:
+        start = piece[0] - offset * slopes[0]
+        rest = {a: c for a, c in piece[1].items() if a != along}
+        if found is not None and found != (start, rest):
+            return None
+        found, offset = (start, rest), offset + part.shape[dim]
+    return found[0], {**found[1], along: slopes[0]}
 
 
 def _broadcast(part: Value, whole: Value, axes: Axes) -> Axes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..ir import Dim, Event, Graph, No, Op
 from .attention import PASSING, raised
 from .masks import Mask, classify
+from .pipeline import Step
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,18 @@ class Site:
     reason: str = ""
 
 
-def find_sites(graph: Graph, events: Sequence[Event] = ()) -> tuple[Site, ...]:
+def find_sites(graph: Graph, steps: Sequence[Step] = ()) -> tuple[Site, ...]:
     """Every attention of the graph, and every softmax that is not one, with the reason.
 
-    events: those of a `linearize` run on this very graph, for the decisions.
+    steps: of the run that ended in `graph`. Where one of them put recipes in the place of
+    attentions, the sites are those it met, with its decisions.
     """
-    decided = {event.at: event for event in events if event.rule.startswith("linearize")}
+    decided: dict[Op, Event] = {}
+    for step in steps:
+        events = [e for e in step.events if e.rule.startswith("linearize:")]
+        if events and not step.undone:
+            graph = graph if decided else step.before
+            decided.update((event.at, event) for event in events)
     found = []
     for op in graph.ops():
         if op.name == "attention":

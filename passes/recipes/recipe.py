@@ -130,7 +130,7 @@ def recipe(
     return make
 
 
-def find_recipe(spec: str | Recipe) -> Recipe:
+def recipe_named(spec: str | Recipe) -> Recipe:
     """The recipe a spec names: `"window"`, `"window(size=32)"`, or a Recipe itself.
 
     Raises RecipeError with the nearest name.
