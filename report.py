@@ -63,7 +63,7 @@ class Refusal:
     op: Op
 
     def __str__(self) -> str:
-        return f"{self.rule} ({self.step}) at {self.source or self.op!r}: {self.reason}"
+        return f"{self.rule} ({self.step}) at {self.source or repr(self.op)}: {self.reason}"
 
 
 class Refusals(tuple[Refusal, ...]):
@@ -291,24 +291,27 @@ class PassLog:
         at = ", ".join(f"{k} = {v}" for k, v in self.sizes.items())
         title = "what could be gained next, if you ask for it"
         yield Text(f"\n{title}{f' (predicted at {at})' if at else ''}", style="bold")
-        groups: dict[tuple[str, str, str, Cost, Cost], list[Gain]] = {}
-        for g in self.gains:
+        recipes: dict[tuple[str, str, Cost, Cost], list[Gain]] = {}
+        for g in sorted(self.gains, key=self._share):
             if self._share(g) < 1:
-                groups.setdefault((g.recipe, g.kind, g.call, g.before, g.after), []).append(g)
-        if not groups:
+                recipes.setdefault((g.recipe, g.kind, g.before, g.after), []).append(g)
+        if not recipes:
             nothing = "nothing at this length: every recipe costs more than exact attention here"
             yield Padding(Text(nothing, overflow="fold"), (0, 0, 0, 2))
             return
-        table = grid("attention at", "recipe", "kind", "FLOPs>", ">", "bytes>", ">")
-        ranked = sorted(groups.items(), key=lambda item: self._share(item[1][0]))
-        for (recipe, kind, _, old, new), gains in ranked:
-            sites = gains[0].site + (f" and {len(gains) - 1} like it" if len(gains) > 1 else "")
-            row = [sites, recipe, kind]
+        places: dict[str, Table] = {}
+        for (recipe, kind, old, new), gains in recipes.items():
+            place = gains[0].site + (f" and {len(gains) - 1} like it" if len(gains) > 1 else "")
+            columns = ("recipe", "kind", "FLOPs each>", ">", "bytes each>", ">")
+            row = [recipe, kind]
             for a, b in ((old.flops, new.flops), (old.bytes, new.bytes)):
                 row += [f"{self._count(a).strip()} -> {self._count(b).strip()}", self._ratio(a, b)]
-            table.add_row(*row)
-        yield Padding(table, (0, 0, 0, 2))
-        yield Padding(Text(ranked[0][1][0].call, overflow="fold"), (0, 0, 0, 2))
+            places.setdefault(place, grid(*columns)).add_row(*row)
+        for place, table in places.items():
+            yield Padding(Text(f"at {place}", overflow="fold"), (0, 0, 0, 2))
+            yield Padding(table, (0, 0, 0, 4))
+        best = min(self.gains, key=self._share)
+        yield Padding(Text(best.call, overflow="fold"), (0, 0, 0, 2))
 
     def _share(self, gain: Gain) -> float:
         """FLOPs after / before at the example sizes; 0 where they are unknown."""
