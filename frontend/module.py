@@ -188,7 +188,7 @@ class OptimizedModule(nn.Module):
         for name, value in self.__dict__.items():
             if name in shared:
                 new.__dict__[name] = value
-            elif name not in ("_places", "_frozen", "__signature__", "_given"):
+            elif name not in ("_places", "_frozen", "__signature__", "_given", "_lock"):
                 new.__dict__[name] = copy.deepcopy(value, memo)
         new._given = {}
         new._settle()
@@ -264,6 +264,7 @@ class LazyModule(nn.Module):
         given = {n: built._tensor(n) for n in built._places}
         extra = {k: v for k, v in built._modules.items() if k not in self._modules}
         self.__dict__.update({**built.__dict__, **kept})
+        del self.__dict__["_model"], self.__dict__["_build"]
         self._modules.update(extra)
         self._given = given
         object.__setattr__(self, "__class__", OptimizedModule)

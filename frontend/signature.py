@@ -209,7 +209,7 @@ class Signature:
             if not spec.mutated:
                 continue
             tensor = tensors[i]
-            if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
+            if _overlaps_itself(tensor):
                 raise CaptureError(
                     f"input {spec.path!r} is written to, and its elements share memory (an expanded "
                     "tensor); pass .contiguous()"
@@ -291,6 +291,17 @@ def _bare(dim: Dim) -> str | None:
             atom = monomial[0][0]
             return atom if isinstance(atom, str) else None
     return None
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    """Whether two elements may lie at one address: an axis steps no further than the ones inside it."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
