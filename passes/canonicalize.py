@@ -108,8 +108,9 @@ def expand_of_nothing(x, *, size):
 
 @rule(lambda x, *, a, b: expand(expand(x, size=a), size=b))
 def expand_of_expand(x, *, a, b):
-    "Only the last of two expands shows."
-    return expand(x, size=b)
+    "Only the last of two expands shows; its -1 keeps what the first made."
+    lead = len(b) - len(a)
+    return expand(x, size=[a[i - lead] if d == -1 else d for i, d in enumerate(b)])
 
 
 @rule(lambda x, *, dim, end: slice_(x, dim=dim, start=0, end=end, step=1))
