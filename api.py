@@ -10,20 +10,17 @@ from torch.export import ExportedProgram
 
 from .backends import backend as backend_named
 from .frontend import LazyModule, OptimizedModule, capture
-from .ir import No, SubquadError
+from .ir import Graph, SubquadError
 from .ir.interpret import bind
 from .passes import (
     EXACT,
-    RECIPES,
     Pipeline,
     Recipe,
-    Site,
-    Step,
     canonicalize,
-    compare_costs,
-    find_recipe,
     find_sites,
     linearize,
+    possible_gains,
+    recipe_named,
 )
 from .report import Gain, PassLog
 from .verify import Verifier
@@ -92,31 +89,20 @@ def _optimize(
     name = _backend(backend)
     executable = backend_named(name).compile(graph, captured.modules)
     fast = OptimizedModule(model, captured, graph, executable)
-    fast.sites, fast.backend = _sites(steps), name
-    fast.log = PassLog(steps, _gains(fast.sites), sizes=sizes, sites=fast.sites)
+    fast.sites, fast.backend = find_sites(graph, steps), name
+    fast.log = PassLog(steps, _gains(graph, sizes), sizes=sizes, sites=fast.sites)
     return fast
 
 
-def _sites(steps: Sequence[Step]) -> tuple[Site, ...]:
-    """The attentions as they last were before a recipe took them, and what was decided."""
-    last = next((s for s in reversed(steps) if s.name == "linearize" and not s.undone), None)
-    return find_sites(steps[-1].after) if last is None else find_sites(last.before, last.events)
-
-
-def _gains(sites: Sequence[Site]) -> list[Gain]:
-    """What each recipe that honours a site's mask would save where attention is still exact."""
-    found = []
-    for site in sites:
-        if site.decision != "attention":
-            continue
-        for recipe in RECIPES.values():
-            costs = compare_costs(site.op, recipe)
-            if not isinstance(costs, No):
-                call = f'subquad.optimize(model, args, attention="{recipe.name}")'
-                found.append(
-                    Gain(site.path, site.source, recipe.name, *costs, call, recipe.kind)
-                )
-    return found
+def _gains(graph: Graph, sizes: Mapping[str, int]) -> list[Gain]:
+    """What recipes that honour a site's mask would save where attention is still exact."""
+    return [
+        Gain(
+            site.path, site.source, recipe.name, before, after,
+            f'subquad.optimize(model, args, attention="{recipe.name}")', recipe.kind,
+        )
+        for site, recipe, before, after in possible_gains(graph, sizes)
+    ]  # fmt: skip
 
 
 def _pipeline(pipeline: Pipeline | str | None, attention: Attention) -> Pipeline:
@@ -127,10 +113,8 @@ def _pipeline(pipeline: Pipeline | str | None, attention: Attention) -> Pipeline
     if attention == "exact":
         return pipeline
     recipes = attention if isinstance(attention, Mapping) else {"*": attention}
-    chosen = {glob: find_recipe(spec) for glob, spec in recipes.items()}
-    return Pipeline(
-        pipeline, linearize.with_(recipes=chosen), canonicalize, limit=pipeline.limit
-    )
+    chosen = {glob: r if isinstance(r, Recipe) else recipe_named(r) for glob, r in recipes.items()}
+    return Pipeline(pipeline, linearize.with_(recipes=chosen), canonicalize, limit=pipeline.limit)
 
 
 def _positional(args: Any) -> tuple[Any, ...]:

@@ -3,12 +3,13 @@
 import threading
 
 import pytest
-import subquad
 import torch
-from subquad.ir import OPS, BackendError, CaptureError, RecipeError, SubquadError
-from subquad.passes import EXACT, Pipeline, pass_
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+
+import subquad
+from subquad.ir import OPS, BackendError, CaptureError, RecipeError, SubquadError
+from subquad.passes import EXACT, Pipeline, pass_
 
 
 class Mixer(nn.Module):
@@ -53,7 +54,8 @@ def test_exact_is_the_default_and_changes_nothing(model):
     fast = subquad.optimize(model, (X,))
     torch.testing.assert_close(fast(X), model(X), rtol=1e-5, atol=1e-6)
     assert [site.decision for site in fast.sites] == ["attention"] * 3
-    assert [site.path for site in fast.sites] == ["layers.0", "layers.1", ""]
+    paths = [site.path for site in fast.sites]  # code in the root's own forward goes by its line
+    assert paths[:2] == ["layers.0", "layers.1"] and paths[2].startswith("test_api.py:")
     assert fast.log.error < 1e-12 and len(fast.log.steps) == len(EXACT.passes)
 
 
@@ -195,7 +197,7 @@ def test_eight_threads_at_once(model):
 def test_what_could_be_gained_is_priced_where_the_mask_allows(model):
     x = torch.randn(1, 512, 16)
     fast = subquad.optimize(model, (x,), check=False)
-    assert {gain.site for gain in fast.log.gains} == {"layers.0", "layers.1", ""}
+    assert {gain.site for gain in fast.log.gains} == {site.path for site in fast.sites}
     elu = next(gain for gain in fast.log.gains if gain.recipe == "elu1")
     assert elu.after.flops < elu.before.flops
     assert 'attention="elu1"' in str(fast.log)
