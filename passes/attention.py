@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ..ir import Dim, Graph, IRError, No, Op, Value, replace
 from ..ir.core import build
 from ..ir.ops.attention import attention as attention_op
-from ..ir.ops.elementwise import logical_and, where
+from ..ir.ops.elementwise import logical_and, logical_not, where
 from ..ir.ops.shape import expand, permute, reshape
 from ..ir.rewrite import current_journal
 from ..ir.types import broadcast
@@ -136,6 +136,8 @@ def scores(x: Value) -> Scores | No:
                 return found
     if op.name == "where":
         condition, kept, masked = op.inputs
+        if uniform(kept) is not None:
+            condition, kept, masked = logical_not(condition), masked, kept
         low = uniform(masked)
         if low is None or not _product(kept):
             return No("where masks the scores in a way that is not where(keep, scores, -inf)", x)
@@ -157,7 +159,8 @@ def _product(x: Value) -> bool:
     while x.op.name in ("cast", "reshape", "mul", "div", "add", "where"):
         if x.op.name == "add":
             return any(map(_product, x.op.inputs))
-        x = x.op.inputs[1 if x.op.name == "where" else 0]
+        where_masks = x.op.name == "where" and uniform(x.op.inputs[1]) is not None
+        x = x.op.inputs[2 if where_masks else 1 if x.op.name == "where" else 0]
     return x.op.name == "matmul"
 
 

@@ -372,9 +372,10 @@ RULES: tuple[Rule, ...] = (
     split_before_permute, expand_of_nothing, expand_of_expand, slice_of_all, slice_of_slice,
     cat_of_one, cast_to_same, cast_of_cast, times_one, divided_by_one, plus_zero, minus_zero,
     times_minus_one, negated_twice, plus_negated, minus_negated, divided_by_power_of_two, one_over,
-    one_over_root, small_power, _ordered(add), _ordered(mul), _ordered(eq), _ordered(ne), greater_as_less,
-    greater_equal_as_less_equal, less_than_constant_first, less_equal_constant_first, not_not,
-    not_equal, not_unequal, and_itself, where_not, where_same, matmul_as_linear, bias_into_linear,
+    one_over_root, small_power, _ordered(add), _ordered(mul), _ordered(eq), _ordered(ne),
+    greater_as_less, greater_equal_as_less_equal, less_than_constant_first,
+    less_equal_constant_first, not_not, not_equal, not_unequal, and_itself, where_not, where_same,
+    matmul_as_linear, bias_into_linear,
     _explicit(sum_), _explicit(mean), _explicit(amax),
 )  # fmt: skip
 """Every rule of the pass, in the order they are tried."""

@@ -37,11 +37,11 @@ class Option:
 
     def check(self, value: Any) -> Any:
         """`value` in stored form. Raises IRError when it is not of the kind."""
-        if value is None or value == self.default:
+        if value is None:
             return self.default
         try:
             if self.form == "map":
-                return types.MappingProxyType({str(k): self._one(v) for k, v in value.items()})
+                return {str(k): self._one(v) for k, v in value.items()}
             if self.form == "many":
                 return tuple(self._one(v) for v in ((value,) if isinstance(value, str) else value))
             return self._one(value)

@@ -139,6 +139,7 @@ _HALVES = (
 _CUBICS = (
     lambda x, a, b: (x + pow(x, 3) * b) * a,
     lambda x, a, b: (x + ((x * x) * x) * b) * a,
+    lambda x, a, b: (x + ((x * b) * x) * x) * a,
     lambda x, a, b: (x * a) * ((x * b) * x + 1),  # FastGELUActivation
 )
 

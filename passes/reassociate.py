@@ -1,0 +1,300 @@
+"""`(A B) C` or `A (B C)`, whichever costs less: quadratic products become linear, exactly.
+
+Attention without a softmax is `(Q K^T) V`, two products of size n^2; `Q (K^T V)` is the same with
+none. What may stand between the products is what acts on rows: constants, one number a row, a
+normaliser `sum_j (A B)_ij + eps`, and a causal mask, which makes it `linear_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..ir import Dim, Graph, No, Op, Poly, Value, cost, replace, symbol
+from ..ir.core import build
+from ..ir.dims import at_least, evaluate, substitute, symbols
+from ..ir.ops.attention import linear_attention
+from ..ir.ops.linear import matmul
+from ..ir.ops.reduce import sum_
+from ..ir.ops.shape import reshape
+from ..ir.rewrite import current_journal
+from .attention import transposed
+from .fold import constant
+from .masks import classify, uniform
+from .pipeline import pass_
+
+TYPICAL = 4096
+"""The size a symbolic dim is taken to have where neither `sizes` nor the facts say otherwise."""
+
+
+@pass_
+def reassociate(graph: Graph, *, sizes: Mapping[str, int] = {}) -> Graph:
+    """Regroup products of three matrices by their cost; changes no result.
+
+    sizes: values of symbolic dims to compare at, best those of the example inputs. The result is
+    the same either way, so where the cheaper order is not provable, comparing at a guess is sound.
+    """
+    record = current_journal()
+    search = _Search(graph, sizes)
+
+    def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        search.now.update((a, b) for a, b in zip(op.inputs, inputs, strict=True) if a and b)
+        if op.name != "matmul" or record.spent:
+            return None
+        for rule, attempt in (("product_first", search.right), ("product_last", search.left)):
+            result = attempt(op)
+            if result is not None:
+                record.record(rule, op, result)
+            if isinstance(result, Value):
+                return (result,)
+        return None
+
+    return replace(graph, make, via="reassociate")
+
+
+@dataclass
+class _Chain:
+    """What happens to the product A B, row by row, before it meets C; all in the old graph."""
+
+    product: Op
+    steps: list[tuple[Op, Value | None]] = field(default_factory=list)  # innermost first
+    values: list[Value] = field(default_factory=list)  # the product, then the result of each step
+    causal: bool = False
+    sums: list[Op] = field(default_factory=list)
+
+
+class _Search:
+    def __init__(self, graph: Graph, sizes: Mapping[str, int]):
+        self.graph, self.sizes = graph, sizes
+        self.kept = {*graph.outputs, *graph.updates.values()}
+        self.now: dict[Value, Value] = {}
+        """New values of the operands of every op met so far."""
+
+    def left(self, op: Op) -> Value | No | None:
+        """A (B C) as (A B) C."""
+        a, inner = op.inputs
+        if a is None or inner is None or inner.op.name != "matmul" or not self.single(inner):
+            return None
+        b, c = (self.now[x] for x in inner.op.inputs if x is not None)
+        if c.rank > b.rank or self.now[a].rank > b.rank:
+            return None
+        result = matmul(matmul(self.now[a], b), c)
+        before = cost(op).flops + cost(inner.op).flops
+        after = cost(result.op).flops + cost(result.op.inputs[0].op).flops
+        return result if result.type == op.types[0] and self.cheaper(before, after) else None
+
+    def right(self, op: Op) -> Value | No | None:
+        """(A B) C as A (B C), through what acts on the rows of A B."""
+        weights, c = op.inputs
+        if weights is None or c is None:
+            return None
+        chain = self.chain(weights)
+        if chain is None or isinstance(chain, No):
+            return chain
+        result = self.rebuilt(chain, self.now[c])
+        if result is None or isinstance(result, No):
+            return result
+        old = {op, chain.product, *chain.sums, *(step for step, _ in chain.steps)}
+        before, after = sum_of(old), sum_of(_made(result, set(self.now.values())))
+        if result.type != op.types[0]:
+            return No(f"regrouped it is {result.type}, not {op.types[0]}", op.results[0])
+        return result if self.cheaper(before, after) else None
+
+    def single(self, x: Value) -> bool:
+        return len(self.graph.uses(x)) == 1 and x not in self.kept
+
+    def chain(self, x: Value) -> _Chain | No | None:
+        """The steps from a product of two matrices to x."""
+        steps: list[tuple[Op, Value | None]] = []
+        values: list[Value] = []
+        causal = False
+        while x.op.name != "matmul":
+            inner, other, masks = _row_step(x)
+            if inner is None:
+                return None
+            steps.append((x.op, other))
+            values.append(x)
+            causal, x = causal or masks, inner
+        chain = _Chain(x.op, steps[::-1], [x, *values[::-1]], causal)
+        for step, value in enumerate(chain.values):
+            follows = chain.steps[step][0] if step < len(chain.steps) else None
+            for user in self.graph.uses(value):
+                if user.name == "sum" and _over_rows(user):
+                    chain.sums.append(user)
+                elif user is not follows and follows is not None:
+                    return No("the product of queries and keys is used elsewhere too", value)
+            if value in self.kept or (follows is None and not self.once(value, chain)):
+                return No("the product of queries and keys is used elsewhere too", value)
+        return chain
+
+    def once(self, value: Value, chain: _Chain) -> bool:
+        return len([u for u in self.graph.uses(value) if u not in chain.sums]) == 1
+
+    def rebuilt(self, chain: _Chain, c: Value) -> Value | No | None:
+        a, b = (self.now[x] for x in chain.product.inputs if x is not None)
+        fused = self.normaliser(chain)
+        if fused is not None:
+            return self.causal_product(a, b, c, True, fused)
+        result = self.through(chain, len(chain.steps), a, b, c)
+        if result is None:
+            return No("a factor of its rows depends on the product itself", chain.values[0])
+        return result
+
+    def normaliser(self, chain: _Chain) -> float | None:
+        """eps, when all that happens is a causal mask and a division by the sum of the row + eps."""
+        if not chain.causal or [op.name for op, _ in chain.steps[1:]] != ["div"]:
+            return None
+        divisor, eps = chain.steps[1][1], 0.0
+        if divisor is not None and divisor.op.name == "add":
+            eps, divisor = uniform(divisor.op.inputs[1]), divisor.op.inputs[0]  # type: ignore[assignment]
+        ours = divisor is not None and divisor.op in chain.sums and divisor.op.attrs["keepdim"]
+        return eps if ours and divisor.op.inputs[0] is chain.values[1] else None
+
+    def through(self, chain: _Chain, count: int, a: Value, b: Value, c: Value) -> Value | None:
+        """The first `count` steps on (a b) c."""
+        masked = any(_row_step(v)[2] for v in chain.values[1 : count + 1])
+        result = self.causal_product(a, b, c, False, 0.0) if masked else matmul(a, matmul(b, c))
+        if result is None:
+            return None
+        for (op, other), value in zip(chain.steps[:count], chain.values[1:], strict=False):
+            if _row_step(value)[2]:
+                continue
+            operands: list[Value | None] = [result]
+            if other is not None:
+                factor = self.row(other, chain, a, b)
+                if factor is None:
+                    return None
+                operands.append(factor)
+            result = build(op.defn, operands, op.attrs).results[0]
+        return result
+
+    def row(self, x: Value, chain: _Chain, a: Value, b: Value, depth: int = 8) -> Value | None:
+        """A factor of rows [.., n, 1] where sums over the product's rows are regrouped too."""
+        if x.op.name == "reshape" and x.op.inputs[0].op in chain.sums:
+            x = x.op.inputs[0]  # sum(-1).unsqueeze(-1)
+        if x.op in chain.sums:
+            at = chain.values.index(x.op.inputs[0])
+            ones = sum_(b, dim=(b.rank - 1,), keepdim=True)
+            if any(_row_step(v)[2] for v in chain.values[1 : at + 1]):
+                column = build_ones(transposed(b))
+                return self.through(chain, at, a, b, column)
+            return self.through_sum(chain, at, a, ones, b)
+        if not self.depends(x, chain, depth):
+            return self.now.get(x)
+        if x.op.name not in ("add", "sub", "mul", "maximum", "clamp", "reciprocal") or not depth:
+            return None
+        parts = [None if v is None else self.row(v, chain, a, b, depth - 1) for v in x.op.inputs]
+        if any(p is None and v is not None for p, v in zip(parts, x.op.inputs, strict=True)):
+            return None
+        return build(x.op.defn, parts, x.op.attrs).results[0]
+
+    def through_sum(self, chain: _Chain, at: int, a: Value, ones: Value, b: Value) -> Value | None:
+        result = matmul(a, ones)
+        for op, other in chain.steps[:at]:
+            operands: list[Value | None] = [result]
+            if other is not None:
+                factor = self.row(other, chain, a, b)
+                if factor is None:
+                    return None
+                operands.append(factor)
+            result = build(op.defn, operands, op.attrs).results[0]
+        return result
+
+    def depends(self, x: Value, chain: _Chain, depth: int) -> bool:
+        if x in chain.values or depth == 0:
+            return True
+        return any(self.depends(v, chain, depth - 1) for v in x.op.operands)
+
+    def causal_product(self, q: Value, kt: Value, v: Value, normalize: bool, eps: float):
+        """Rows of tril(q kt) v, perhaps normalised, in linear time."""
+        k, batch = transposed(kt), q.shape[:-2]
+        same = k.shape[:-2] == v.shape[:-2] == batch and q.shape[-2] == k.shape[-2]
+        if not same or not 3 <= q.rank <= 4 or not q.dtype.is_float:
+            return None
+        lead = batch if q.rank == 4 else (*batch, 1)
+        q, k, v = (_folded(x, (*lead, *x.shape[-2:])) for x in (q, k, v))
+        out = linear_attention(q, k, v, causal=True, normalize=normalize, eps=eps)
+        return _folded(out, (*batch, *out.shape[-2:]))
+
+    def cheaper(self, before: Dim, after: Dim) -> bool:
+        """Whether `after` is less: provably under the facts, or at the sizes given or guessed."""
+        lows = {name: symbol(name) + low for name, low, _ in self.graph.facts}
+        gap = substitute(before - after, lows)
+        if at_least(gap, 1) or at_least(-gap, 0):
+            return at_least(gap, 1)
+        env = dict.fromkeys(symbols(before - after), TYPICAL)
+        for name, low, high in self.graph.facts:
+            if name in env:
+                env[name] = max(low, min(TYPICAL, TYPICAL if high is None else high))
+        env.update((name, size) for name, size in self.sizes.items() if name in env)
+        return evaluate(before - after, env) > 0
+
+
+def _row_step(x: Value) -> tuple[Value | None, Value | None, bool]:
+    """x as (inner, factor of rows or None, whether it is a causal mask); inner None when neither."""
+    op = x.op
+    if op.name == "neg":
+        return op.inputs[0], None, False
+    if op.name == "tril" and op.attrs["diagonal"] == 0:
+        return op.inputs[0], None, True
+    if op.name == "where" and uniform(op.inputs[2]) == 0 and op.inputs[1].type == x.type:
+        return (op.inputs[1], None, True) if _is_causal(op.inputs[0]) else (None, None, False)
+    if op.name in ("mul", "div"):
+        for inner, other in (op.inputs, op.inputs[::-1])[: 2 if op.name == "mul" else 1]:
+            if inner.type != x.type or inner.op.name == "const":
+                continue
+            if other.rank == 0 or other.shape[-1] == 1:
+                return inner, other, False
+            if op.name == "mul" and _is_causal_factor(other):
+                return inner, None, True
+    return None, None, False
+
+
+def _is_causal(condition: Value) -> bool:
+    return condition.rank >= 2 and condition.rank <= 4 and classify(condition).kind == "causal"
+
+
+def _is_causal_factor(x: Value) -> bool:
+    """Whether x is 1 where j <= i and 0 elsewhere."""
+    while x.op.name == "reshape" or (x.op.name == "cast" and x.op.inputs[0].dtype.kind != "b"):
+        x = x.op.inputs[0]
+    if x.op.name == "cast":
+        return _is_causal(x.op.inputs[0])
+    return x.op.name == "tril" and x.op.attrs["diagonal"] == 0 and uniform(x.op.inputs[0]) == 1
+
+
+def _over_rows(op: Op) -> bool:
+    x = op.inputs[0]
+    return x is not None and op.attrs["dim"] == (x.rank - 1,) and op.attrs["dtype"] in (None, x.dtype)
+
+
+def _folded(x: Value, shape: tuple[Dim, ...]) -> Value:
+    number = uniform(x)
+    if x.shape == shape:
+        return x
+    return reshape(x, shape=shape) if number is None else constant(number, x.type.with_(shape=shape))
+
+
+def build_ones(k: Value) -> Value:
+    """A column of ones beside keys [.., m, d]: [.., m, 1]."""
+    return constant(1.0, k.type.with_(shape=(*k.shape[:-1], 1)))
+
+
+def _made(result: Value, given: set[Value]) -> set[Op]:
+    """The ops under `result` that are not among what was there."""
+    found: set[Op] = set()
+    stack = [result]
+    while stack:
+        x = stack.pop()
+        if x not in given and x.op not in found:
+            found.add(x.op)
+            stack.extend(x.op.operands)
+    return found
+
+
+def sum_of(ops: set[Op]) -> Dim | Poly:
+    """The FLOPs of some ops."""
+    total: Dim = 0
+    for op in ops:
+        total = total + cost(op).flops
+    return total
