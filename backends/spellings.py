@@ -37,6 +37,15 @@ def expand(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
     return to.call(aten.full.default, size, x.value, dtype=dtype, device=to.device())
 
 
+@spelling("any")
+@spelling("all")
+def truth(to: Lowering, op: Op, operands: list[Any]) -> fx.Node:
+    """Every axis by number: torch takes an empty list of axes for none."""
+    overload = aten.any.dims if op.name == "any" else aten.all.dims
+    axes = op.attrs["dim"] or tuple(range(op.inputs[0].rank))
+    return to.call(overload, to.tensor(operands[0]), list(axes) or None, op.attrs["keepdim"])
+
+
 @spelling("attention")
 def attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
     """scaled_dot_product_attention, where it means the same; else the body is lowered."""

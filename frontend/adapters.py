@@ -47,7 +47,9 @@ def cast(x: Value, type: TensorType) -> Value:
 
 def times(x: Any, factor: Any) -> Any:
     """x * factor, or x itself for a factor of 1."""
-    return x if isinstance(factor, (int, float)) and factor == 1 else ops.mul(x, factor)
+    if isinstance(factor, (int, float)) and factor == 1:
+        return x
+    return x * factor if isinstance(x, (int, float)) else ops.mul(x, factor)
 
 
 # ---- elementwise ---------------------------------------------------------------------------------
@@ -119,7 +121,8 @@ def multiply(*, self, other, out):
 def masked_fill(*, self, mask, value, out):
     """A value where the mask holds; it takes the dtype of self."""
     if isinstance(value, Value):
-        return ops.where(mask, cast(value, self.type), self)
+        fits = not value.rank and (value.dtype.kind != "c" or self.dtype.kind == "c")
+        return ops.where(mask, cast(value, self.type), self) if fits else None
     return ops.where(mask, ops.const(value=value, dtype=self.dtype), self)
 
 
@@ -128,13 +131,6 @@ def clamp(*, self, out, min=None, max=None):
     """Bounds that are tensors; the upper one wins where they cross."""
     x = self if min is None else ops.maximum(self, min)
     return x if max is None else ops.minimum(x, max)
-
-
-@adapter("log_sigmoid_forward.default")
-def log_sigmoid_forward(*, self, out):
-    """The first of two results; the second is a buffer for the backward pass."""
-    buffer = ops.expand(ops.const(value=0.0, dtype=out[1].dtype), size=out[1].shape)
-    return ops.log_sigmoid(self), buffer
 
 
 @adapter("_prelu_kernel.default")
@@ -220,15 +216,15 @@ def std_mean(*, self, out, dim=None, correction=None, keepdim=False, unbiased=Tr
 
 @adapter("linalg_vector_norm.default")
 def vector_norm(*, self, ord, dim, keepdim, dtype, out):
-    """The norm in a dtype is the norm of the cast."""
-    return ops.vector_norm(cast(self, out[0]), ord=ord, dim=dim or (), keepdim=keepdim)
+    """The norm in a dtype is the norm of the cast; that of complex numbers is real by itself."""
+    x = self if self.dtype.kind == "c" else cast(self, out[0])
+    return ops.vector_norm(x, ord=ord, dim=dim or (), keepdim=keepdim)
 
 
 @adapter("norm.Scalar", "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.ScalarOpt_dtype")
 def norm(*, self, p, out, dim=(), keepdim=False, dtype=None):
     """The older spelling of vector_norm."""
-    p = 2 if p is None else p
-    return ops.vector_norm(cast(self, out[0]), ord=p, dim=dim or (), keepdim=keepdim)
+    return vector_norm(self=self, ord=2 if p is None else p, dim=dim, keepdim=keepdim, dtype=dtype, out=out)
 
 
 @adapter("count_nonzero.dim_IntList", "count_nonzero.default")

@@ -8,7 +8,7 @@ outside both becomes `opaque`, so import never fails for want of vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_b
 Importer = Callable[..., Any]
 """`(out=types, **arguments by schema name) -> Value | tuple[Value, ...] | None` (None: not this way)."""
 
-MISFIT = (IRError, TypeError, ValueError, ArithmeticError, LookupError)
+MISFIT = (IRError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 """What an importer may raise for a call that it cannot express."""
 
 
@@ -49,20 +49,28 @@ def import_call(
     op that infers others is not used. Raises CaptureError for an argument the IR cannot hold.
     """
     types = tuple(types)
-    name = overload_name(target)
-    if not name or not (schema := getattr(target, "_schema", None)) or schema.is_mutable:
-        return opaque(target, args, kwargs, types)
-    importers = _importers(name)
-    bound = _bind(schema, args, kwargs) if importers else {}
-    for importer in importers:
-        try:
-            results = importer(**bound, out=types)
-        except MISFIT:
-            continue
-        results = (results,) if isinstance(results, Value) else tuple(results or ())
+    for results in spellings(target, args, kwargs, types):
         if len(results) == len(types) and all(v.type == t for v, t in zip(results, types)):
             return results
     return opaque(target, args, kwargs, types)
+
+
+def spellings(
+    target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], types: Sequence[TensorType]
+) -> Iterator[tuple[Value, ...]]:
+    """What the vocabulary has for a call, one way after another, whatever types that infers."""
+    name = overload_name(target)
+    if not name or target._schema.is_mutable:
+        return
+    importers = _importers(name)
+    bound = _bind(target._schema, args, kwargs) if importers else {}
+    for importer in importers:
+        try:
+            results = importer(**bound, out=tuple(types))
+        except MISFIT:
+            continue
+        if results is not None:
+            yield (results,) if isinstance(results, Value) else tuple(results)
 
 
 def overload_name(target: Any) -> str:
@@ -84,16 +92,16 @@ def find_overload(name: str) -> Any:
 
 def _importers(name: str) -> tuple[Importer, ...]:
     if name not in _cache:
-        declared = [_by_schema(OPS[op], find_overload(name)._schema) for op in _declared().get(name, ())]
-        special = ADAPTERS.get(name)
-        _cache[name] = (*([special] if special else []), *declared)
+        schema = find_overload(name)._schema
+        plain = [by_schema(OPS[op], schema) for op in declared().get(name, ())]
+        _cache[name] = (ADAPTERS[name], *plain) if name in ADAPTERS else tuple(plain)
     return _cache[name]
 
 
 _cache: dict[str, tuple[Importer, ...]] = {}
 
 
-def _declared() -> dict[str, list[str]]:
+def declared() -> dict[str, list[str]]:
     """Names of the ops that mean each overload (ops may be declared after this module loads)."""
     if _count[0] != len(OPS):
         _cache.clear()
@@ -111,19 +119,26 @@ _count = [0]
 
 def supported() -> frozenset[str]:
     """Names of the overloads that import into the vocabulary."""
-    return frozenset(_declared()) | frozenset(ADAPTERS)
+    return frozenset(declared()) | frozenset(ADAPTERS)
 
 
 def _bind(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Every argument of the schema by name, defaults filled in."""
+    """Every argument of the schema by name, defaults filled in, a lone int for a list repeated."""
     bound = {a.name: a.default_value for a in schema.arguments}
     bound.update(zip((a.name for a in schema.arguments), args))
     bound.update(kwargs)
+    for argument in schema.arguments:
+        value = bound[argument.name]
+        if isinstance(value, (int, Poly)) and "List[int]" in str(argument.type):
+            bound[argument.name] = [value] * (argument.N or 1)
     return bound
 
 
-def _by_schema(defn: OpDef, schema: Any) -> Importer:
-    """An importer that follows the order of operands and the names of attributes."""
+def by_schema(defn: OpDef, schema: Any) -> Importer:
+    """An importer that follows the order of operands and the names of attributes.
+
+    It raises IRError for what the op refuses, and for arguments it has no place for.
+    """
 
     def importer(*, out: tuple[TensorType, ...], **given: Any) -> Any:
         operands: list[Any] = []
@@ -175,7 +190,7 @@ def coerced(defn: OpDef, operands: Sequence[Any]) -> list[Any]:
         elif isinstance(x, Value) and x.dtype.kind not in kinds:
             if kinds == "b":
                 x = OPS["cast"](x, dtype=bool_)
-            elif "f" in kinds and x.dtype.kind in "bui":
+            elif "f" in kinds and "i" not in kinds and x.dtype.kind in "bui":
                 x = OPS["cast"](x, dtype=f32)
         result.append(x)
     return result

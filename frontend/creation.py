@@ -133,16 +133,6 @@ def gather(*, self, dim, index, out, **_):
     return ops.gather(self, index, dim=dim)
 
 
-@adapter("take_along_dim.default")
-def take_along_dim(*, self, indices, dim, out):
-    """gather after broadcasting all other axes."""
-    if dim is None:
-        return None
-    dim %= self.rank
-    shape = [*out[0].shape[:dim], self.shape[dim], *out[0].shape[dim + 1 :]]
-    return ops.gather(expanded(self, shape), expanded(indices, out[0].shape), dim=dim)
-
-
 @adapter("index_select.default")
 def index_select(*, self, dim, index, out):
     """Places along one axis."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..ir.core import Value
 from ..ir.dims import Poly
-from ..ir.types import f32
 from .adapters import adapter, cast, ops
 from .layout import expanded, permuted, reshaped
 
@@ -100,19 +99,15 @@ for _n in (1, 2, 3):
 # ---- normalisation -------------------------------------------------------------------------------
 
 
-@adapter("batch_norm.default", "_native_batch_norm_legit_no_training.default",
-         "cudnn_batch_norm.default", "native_batch_norm.default")  # fmt: skip
+@adapter("batch_norm.default", "_native_batch_norm_legit_no_training.default")
 def batch_norm(*, input, weight, bias, running_mean, running_var, eps, out, training=False, **_):
     """With known statistics; in training it stays opaque."""
     if training or running_mean is None or running_var is None:
         return None
     y = ops.batch_norm(input, weight, bias, running_mean, running_var, eps=eps)
-    unused = [_zeros(t) for t in out[1:]]  # statistics of the batch, which were not taken
-    return y, *unused
-
-
-def _zeros(type: Any) -> Value:
-    return expanded(ops.const(value=0.0, dtype=type.dtype), type.shape)
+    if any(t.shape != (0,) for t in out[1:]):
+        return None  # the statistics of a batch, where the device takes them
+    return y, *(ops.expand(ops.const(value=0.0, dtype=t.dtype), size=(0,)) for t in out[1:])
 
 
 @adapter("layer_norm.default")
@@ -137,41 +132,28 @@ def rms_norm(*, input, normalized_shape, weight, eps, out):
     return None if eps is None else ops.rms_norm(input, weight, normalized_shape=normalized_shape, eps=eps)
 
 
-@adapter("group_norm.default", "native_group_norm.default")
-def group_norm(*, input, out, eps, num_groups=None, group=None, weight=None, bias=None, **_):
-    """Layer norm of each group of channels, then one scale and shift for each channel."""
-    groups = num_groups if group is None else group
-    if len(out) > 1:
-        return None
-    return _grouped(input, (input.shape[0], groups), weight, bias, eps)
+@adapter("group_norm.default")
+def group_norm(*, input, num_groups, weight, bias, eps, out, **_):
+    """cudnn_enabled changes no value."""
+    return ops.group_norm(input, weight, bias, num_groups=num_groups, eps=eps)
 
 
 @adapter("instance_norm.default")
 def instance_norm(*, input, weight, bias, running_mean, running_var, use_input_stats, eps, out, **_):
-    """Layer norm of each channel."""
+    """Group norm with a group for each channel; with known statistics, batch norm."""
+    if not use_input_stats and running_mean is not None and running_var is not None:
+        return ops.batch_norm(input, weight, bias, running_mean, running_var, eps=eps)
     if not use_input_stats or running_mean is not None or running_var is not None:
         return None
-    return _grouped(input, input.shape[:2], weight, bias, eps)
+    return ops.group_norm(input, weight, bias, num_groups=input.shape[1], eps=eps)
 
 
-def _grouped(x: Value, lead: Any, weight: Value | None, bias: Value | None, eps: float) -> Value | None:
-    wide = x if x.dtype.bits >= 32 else ops.cast(x, dtype=f32)
-    flat = reshaped(wide, (*lead, -1) if 0 not in lead else (*lead, 0))
-    y = reshaped(ops.layer_norm(flat, normalized_shape=flat.shape[2:], eps=eps), x.shape)
-    channel = (x.shape[1], *(1,) * (x.rank - 2))
-    if weight is not None:
-        y = y * reshaped(cast(weight, wide.type), channel)
-    if bias is not None:
-        y = y + reshaped(cast(bias, wide.type), channel)
-    return cast(y, x.type)
-
-
-@adapter("_weight_norm.default", "_weight_norm_interface.default")
+@adapter("_weight_norm.default")
 def weight_norm(*, v, g, dim, out):
     """v at length g along every axis but dim (all axes for -1)."""
     axes = [i for i in range(v.rank) if i != dim % v.rank] if dim != -1 else list(range(v.rank))
     norm = ops.vector_norm(v, ord=2, dim=axes, keepdim=True)
-    return (v * (g / norm)) if len(out) == 1 else None
+    return v * (g / norm)
 
 
 # ---- attention -----------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def cut(x: Value, dim: int, start: Dim, end: Dim, step: int = 1) -> Value:
          "unflatten.int", "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default",
          "view_as.default", "reshape_as.default", "atleast_1d.default", "atleast_2d.default",
          "atleast_3d.default", "view_copy.default", "squeeze_copy.dim", "unsqueeze_copy.default",
-         "_reshape_alias.default", "_reshape_copy.default", "squeeze_copy.default",
+         "_reshape_copy.default", "squeeze_copy.default",
          "squeeze_copy.dims")  # fmt: skip
 def reshape(*, self, out, **_):
     """The same elements in the same order: the result's shape says it all."""
@@ -167,7 +167,7 @@ def unbind(*, self, dim, out):
 
 @adapter("split.Tensor", "split.sizes", "split_with_sizes.default", "chunk.default", "split_copy.Tensor",
          "split_with_sizes_copy.default", "tensor_split.sections", "tensor_split.indices",
-         "unsafe_split.Tensor", "unsafe_chunk.default", "hsplit.int", "vsplit.int")  # fmt: skip
+         "unsafe_split.Tensor", "unsafe_chunk.default")  # fmt: skip
 def split(*, self, out, dim=0, **_):
     """Consecutive slices of the observed lengths."""
     dim, start, parts = axis(dim, self.rank), 0, []

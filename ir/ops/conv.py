@@ -1,11 +1,11 @@
-"""Convolution, and batch normalisation with known statistics."""
+"""Convolution, and the normalisations of channels."""
 
 import itertools
 
 import numpy as np
 
-from ..attributes import Ints, Shape
-from ..declare import Float, Real, composite, op
+from ..attributes import Ints, Shape, Size
+from ..declare import Real, composite, op
 from ..dims import Dim, at_least, floordiv
 from ..errors import IRError
 from ..types import product
@@ -13,6 +13,7 @@ from . import elementwise as e
 from . import shape
 from .activation import as_dtype, wide
 from .linear import one_dtype
+from .norm import layer_norm
 
 
 def _convolved(x: np.ndarray, w: np.ndarray, b=None, *, stride, padding, dilation, transposed,
@@ -51,7 +52,7 @@ def _flops(x, w, b=None, *, stride, padding, dilation, transposed, output_paddin
 
 
 @op(aten="convolution.default", numpy=_convolved, flops=_flops)
-def convolution(x: Float, w: Float, b: Float | None = None, *, stride: Ints, padding: Shape, dilation: Ints,
+def convolution(x: Real, w: Real, b: Real | None = None, *, stride: Ints, padding: Shape, dilation: Ints,
                 transposed: bool = False, output_padding: Ints, groups: int = 1):  # fmt: skip
     """Cross-correlation of x [b, in, ...] with w [out, in / groups, ...] over the last axes, plus b.
 
@@ -84,7 +85,7 @@ def convolution(x: Float, w: Float, b: Float | None = None, *, stride: Ints, pad
     return x.with_(shape=(x.shape[0], out, *sizes))
 
 
-def _divides(groups: int, channels: Dim) -> bool:
+def _divides(groups: Dim, channels: Dim) -> bool:
     return floordiv(channels, groups) * groups == channels
 
 
@@ -100,4 +101,21 @@ def batch_norm(x: Real, w: Real | None, b: Real | None, mean: Real, var: Real, *
     y = (wide(x) - channel(mean)) * channel(e.rsqrt(wide(var) + eps))
     y = y if w is None else y * channel(w)
     y = y if b is None else y + channel(b)
+    return as_dtype(y, x.dtype)
+
+
+@composite(aten="group_norm.default")
+def group_norm(x: Real, w: Real | None = None, b: Real | None = None, *, num_groups: Size,
+               eps: float = 1e-5):  # fmt: skip
+    "Layer norm of each group of channels (axis 1), then one scale and shift for each channel."
+    if x.rank < 2 or any(t is not None and t.shape != x.shape[1:2] for t in (w, b)):
+        raise IRError(f"scale and shift do not fit the channels of {x.type}")
+    each = floordiv(x.type.size, x.shape[0] * num_groups) if 0 not in x.shape else 0
+    if each == 0 or not _divides(num_groups, x.shape[1]):
+        raise IRError(f"{x.type} has no {num_groups} groups")
+    flat = shape.reshape(wide(x), shape=(x.shape[0], num_groups, each))
+    y = shape.reshape(layer_norm(flat, normalized_shape=(each,), eps=eps), shape=x.shape)
+    channel = (-1, *(1,) * (x.rank - 2))
+    y = y if w is None else y * shape.reshape(wide(w), shape=channel)
+    y = y if b is None else y + shape.reshape(wide(b), shape=channel)
     return as_dtype(y, x.dtype)

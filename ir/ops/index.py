@@ -96,17 +96,16 @@ def index_put(x: Tensor, values: Tensor, *indices: Index | None, accumulate: boo
     return x
 
 
-def _scatter(how: Any) -> Any:
-    def write(x: np.ndarray, i: np.ndarray, src: np.ndarray, *, dim: int) -> np.ndarray:
-        result = np.reshape(x, (1,) * (not x.ndim) + x.shape).copy()
-        i, src = np.atleast_1d(i), np.broadcast_to(src, src.shape or i.shape)
+def _scatter(write: Any) -> Any:
+    def scattered(x: np.ndarray, i: np.ndarray, src: np.ndarray, *, dim: int) -> np.ndarray:
+        result, i = np.array(x, ndmin=1), np.atleast_1d(i)
+        src = np.atleast_1d(src) if src.ndim or i.size == 1 else np.broadcast_to(src, i.shape)
         places = list(np.indices(i.shape))
-        source = src[tuple(slice(0, n) for n in i.shape)]
         places[dim] = i
-        how(result, tuple(places), source)
+        write(result, tuple(places), src[tuple(slice(0, n) for n in i.shape)])
         return result.reshape(x.shape)
 
-    return write
+    return scattered
 
 
 @op(aten=("scatter.value", "scatter.src"), numpy=_scatter(lambda x, at, src: x.__setitem__(at, src)))

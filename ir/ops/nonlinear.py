@@ -101,6 +101,8 @@ def hardshrink(x: Real, *, lambd: Number = 0.5):
 @composite(aten="softshrink.default")
 def softshrink(x: Real, *, lambd: Number = 0.5):
     "x moved towards 0 by lambd, not past it; NaN stays."
+    if lambd < 0:
+        raise IRError(f"lambd={lambd} is negative")
     return e.where(e.gt(x, lambd), x - lambd, e.where(e.lt(x, -lambd), x + lambd, x * 0))
 
 

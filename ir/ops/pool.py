@@ -16,6 +16,8 @@ def _sizes(x: TensorType, n: int, kernel: Ints, stride: Ints, padding: Ints, dil
     if x.rank not in (n + 1, n + 2) or any(len(a) != n for a in (kernel, stride, padding, dilation)):
         raise IRError(f"x is {x}, attributes want {n} entries each")
     sizes: list[Dim] = []
+    if any(d == 0 for d in x.shape[1:]):
+        raise IRError(f"{x} has nothing to pool")
     for size, k, s, p, d in zip(x.shape[-n:], kernel, stride, padding, dilation):
         if k < 1 or s < 1 or d < 1 or p < 0 or 2 * p > d * (k - 1) + 1:
             raise IRError(f"window {k}, stride {s}, padding {p}, dilation {d}")
@@ -91,7 +93,9 @@ def _avg_pool(x: np.ndarray, *, kernel_size, stride, padding, ceil_mode, count_i
     return total / (divisor_override or sum(_windows(counted, 0, *window)))
 
 
-def _avg_rule(x: TensorType, n: int, kernel_size, stride, padding, ceil_mode) -> TensorType:
+def _avg_rule(x: TensorType, n: int, kernel_size, stride, padding, ceil_mode, divisor=None) -> TensorType:
+    if divisor == 0:
+        raise IRError("divisor_override is 0")
     sizes = _sizes(x, n, kernel_size, stride, padding, (1,) * n, ceil_mode)
     return x.with_(shape=(*x.shape[:-n], *sizes))
 
@@ -107,14 +111,14 @@ def avg_pool1d(x: Real, *, kernel_size: Ints, stride: Ints, padding: Ints = (0,)
 def avg_pool2d(x: Real, *, kernel_size: Ints, stride: Ints, padding: Ints = (0, 0), ceil_mode: bool = False,
                count_include_pad: bool = True, divisor_override: int | None = None):  # fmt: skip
     "The mean of each window of the last two axes."
-    return _avg_rule(x, 2, kernel_size, stride, padding, ceil_mode)
+    return _avg_rule(x, 2, kernel_size, stride, padding, ceil_mode, divisor_override)
 
 
 @op(aten="avg_pool3d.default", numpy=_avg_pool)
 def avg_pool3d(x: Real, *, kernel_size: Ints, stride: Ints, padding: Ints = (0, 0, 0), ceil_mode: bool = False,
                count_include_pad: bool = True, divisor_override: int | None = None):  # fmt: skip
     "The mean of each window of the last three axes."
-    return _avg_rule(x, 3, kernel_size, stride, padding, ceil_mode)
+    return _avg_rule(x, 3, kernel_size, stride, padding, ceil_mode, divisor_override)
 
 
 def _adaptive(x: np.ndarray, *, output_size) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..attributes import Axes, Axis, Number, Size
-from ..declare import Arithmetic, Boolean, Float, Ordered, Real, composite, op
+from ..declare import Arithmetic, Boolean, Float, Ordered, Real, RealNumeric, composite, op
 from ..dims import Dim, at_least
 from ..errors import IRError
 from ..types import DTYPES, DType, TensorType, i64
@@ -116,14 +116,14 @@ def _place(function: Any) -> Any:
 
 
 @op(aten="argmax.default", numpy=_place(np.argmax), flops=lambda x, **_: x.size)
-def argmax(x: Ordered, *, dim: Axis | None = None, keepdim: bool = False):
+def argmax(x: RealNumeric, *, dim: Axis | None = None, keepdim: bool = False):
     "The place of the first maximum along an axis, or in x flattened."
     _some(x, () if dim is None else (dim,) * (x.rank > 0))
     return TensorType(i64, along(x, dim, keepdim))
 
 
 @op(aten="argmin.default", numpy=_place(np.argmin), flops=lambda x, **_: x.size)
-def argmin(x: Ordered, *, dim: Axis | None = None, keepdim: bool = False):
+def argmin(x: RealNumeric, *, dim: Axis | None = None, keepdim: bool = False):
     "The place of the first minimum along an axis, or in x flattened."
     _some(x, () if dim is None else (dim,) * (x.rank > 0))
     return TensorType(i64, along(x, dim, keepdim))
