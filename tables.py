@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 
 WIDTH = 110
@@ -16,27 +17,37 @@ WIDTH = 110
 def grid(*columns: str) -> Table:
     """A table without lines, for logs; a column whose name ends in ">" is right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, name in enumerate(columns):
-        last = i == len(columns) - 1
-        table.add_column(
-            name.rstrip(">"),
-            justify="right" if name.endswith(">") else "left",
-            no_wrap=not last and i > 0,
-            overflow="fold",
-        )
+    for name in columns:
+        right = name.endswith(">")
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(name.rstrip(">"), justify=justify, no_wrap=right, overflow="fold")
     return table
 
 
 def plain(*parts: RenderableType, width: int = WIDTH) -> str:
-    """What rich would show, as text without colour codes or trailing blanks."""
-    console = Console(
-        file=io.StringIO(), width=width, color_system=None, force_terminal=False,
-        force_jupyter=False, legacy_windows=False, emoji=False, markup=False, highlight=False,
-    )  # fmt: skip
+    """What rich would show, as text without colour codes or trailing blanks.
+
+    A table that cannot be made as narrow as `width` keeps its figures and is wider.
+    """
+    lines: list[str] = []
     for part in parts:
+        narrowest = Measurement.get(*_console(1000), part).minimum if _has_table(part) else 0
+        console, _ = _console(max(width, narrowest))
         console.print(part)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        lines += console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _has_table(part: RenderableType) -> bool:
+    return isinstance(getattr(part, "renderable", part), Table)
+
+
+def _console(width: int) -> tuple[Console, ConsoleOptions]:
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False, force_jupyter=False,
+        legacy_windows=False, emoji=False, markup=False, highlight=False,
+    )  # fmt: skip
+    return console, console.options
 
 
 def count(n: float, step: int = 1000) -> str:
@@ -68,10 +79,12 @@ def recipe_markdown(recipes: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+MASKS = 4  # that are proved: none, causal, padding, both
 RECIPE_COLUMNS = ("recipe", "kind", "masks", "paper", "what it does")
 
 
 def _recipe_rows(recipes: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, r in recipes.items():
         what = (r.doc or "").strip().splitlines() or [""]
-        yield name, r.kind, ", ".join(sorted(r.masks)), r.paper or "-", what[0]
+        masks = "all" if len(r.masks) == MASKS else ", ".join(sorted(r.masks))
+        yield name, r.kind, masks, r.paper or "-", what[0]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,9 +149,7 @@ def test_help_needs_no_torch():
 
 
 def test_optimize(capsys, here):
-    code, out, err = run(
-        capsys, "optimize", "my_model:make_model", "--json", "log.json", "--ir", "graph.ir"
-    )
+    code, out, err = run(capsys, "optimize", "my_model:make_model", "--json", "log.json", "--ir", "graph.ir")
     assert code == 0, err
     assert "canonicalize" in out and "rules applied" in out
     assert json.loads((here / "log.json").read_text())["steps"]
@@ -190,3 +189,25 @@ def test_recipes(capsys):
     code, out, err = run(capsys, "recipes")
     assert code == 0, err
     assert "elu1" in out and "arXiv" in out
+
+
+def test_the_page_on_recipes_is_what_they_say(capsys):
+    _, table, _ = run(capsys, "recipes", "--markdown")
+    page = Path(cli.__file__).with_name("docs") / "recipes.md"
+    assert table.strip() in page.read_text("utf-8"), "paste `subquad recipes --markdown` into it"
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "transformers"])
+def test_the_demo_without_its_extra(capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = run(capsys, "demo")
+    assert code == 1 and package in err and "-c constraints.txt" in err
+
+
+def test_the_last_part_of_the_demo(capsys, monkeypatch, tmp_path):
+    from subquad import demo
+
+    monkeypatch.setattr(demo, "pretrained", lambda say, width: None)
+    code, out, err = run(capsys, "demo", "--lengths", "32,64", "--plot", str(tmp_path / "p.png"))
+    assert code == 0, err
+    assert "exponent" in out and (tmp_path / "p.png").exists()

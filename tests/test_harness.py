@@ -133,6 +133,24 @@ def test_leaves():
     assert list(leaves(torch.zeros(1))) == ["output"]
 
 
+# ---- the pytest fixture --------------------------------------------------------------------------
+
+
+def test_compile_and_compare(compile_and_compare, x):
+    fast, comparison = compile_and_compare(Softmax(), (x,))
+    assert torch.equal(fast(x)["again"][0], x + 1)
+    assert comparison.exact and not comparison.sites
+
+
+def test_compile_and_compare_reports_each_site(compile_and_compare, x):
+    _, comparison = compile_and_compare(Fused(), (x,), attention="elu1", bound=2.0)
+    (site,) = comparison.sites
+    assert site.recipe == "elu1" and 0 < site.difference.max_abs < 2
+    assert not comparison.exact and "recipe against exact attention" in str(comparison)
+    with pytest.raises(AssertionError, match="say what you accept"):
+        compile_and_compare(Fused(), (x,), attention="elu1")
+
+
 # ---- time, memory, work --------------------------------------------------------------------------
 
 
@@ -285,3 +303,14 @@ def test_bisect_names_a_pass_without_rules(planted, tmp_path):
     culprit = bisect(ir.parse(GRAPH), data, pipeline=pipeline, path=tmp_path / "x.ir")
     assert (culprit.step, culprit.rule) == ("planted_sign", "")
     assert "guilty: pass 'planted_sign'" in str(culprit)
+
+
+def test_bisect_on_a_model(planted, tmp_path):
+    class Net(nn.Module):
+        def forward(self, x, y):
+            return torch.exp(-x), torch.exp(-y)
+
+    args = torch.randn(3, 4), torch.randn(3, 7)
+    culprit = bisect(Net(), args, pipeline=Pipeline(planted), path=tmp_path / "x.ir")
+    assert culprit.rule == "wrong_on_wide_rows" and "test_harness.py" in culprit.source
+    assert bisect(Net(), args, path=tmp_path / "none.ir") is None

@@ -75,7 +75,12 @@ def test_the_text_says_what_happened(log):
     assert "\x1b" not in text
 
 
-@pytest.mark.parametrize("width", [60, 100, 120])
+def test_no_figure_is_lost_in_a_narrow_terminal(log):
+    text = log.text(20)
+    assert all(figure in text for figure in ("3 -> 2", "1.00x", "3.0e-08", "10.0", "16 K -> 4 K"))
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
 def test_the_text_keeps_its_width(log, width):
     lines = log.text(width).splitlines()
     assert max(map(len, lines)) <= width
