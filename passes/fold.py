@@ -75,12 +75,14 @@ def elementwise(op: Op) -> bool:
 
 def fold_constants(op: Op, inputs: Sequence[Value | None]) -> Value | None:
     """An elementwise op on constants."""
-    numbers = [uniform(v) for v in inputs]
-    if not inputs or None in numbers or not elementwise(op):
+    pairs = [(uniform(v), v) for v in inputs]
+    scalars = [constant(x, v.type.with_(shape=())) for x, v in pairs if x is not None and v is not None]
+    if len(scalars) < len(inputs) or not elementwise(op):
         return None
-    scalars = [np.asarray(x, v.dtype.numpy) for x, v in zip(numbers, inputs, strict=True) if v]
+    small = build(op.defn, scalars, op.attrs)
+    data = [np.asarray(v.number, v.dtype.numpy) for v in scalars]
     with np.errstate(all="ignore"):
-        (result,) = meaning(op, scalars, {})
+        (result,) = meaning(small, data, {})
     number = _number(result, op.types[0].dtype)
     return None if number is None else constant(number, op.types[0])
 
@@ -172,7 +174,7 @@ def fold_index(op: Op, inputs: Sequence[Value | None]) -> Value | None:
     sizes = [d for i, d in enumerate(op.types[0].shape) if i not in used]
     if len(set(used)) != len(used) or any(d != 1 for d in sizes):
         return None
-    kept = sorted((axis for axis, to in enumerate(order) if to is not None), key=lambda a: order[a])
+    kept = [axis for _, axis in sorted((to, axis) for axis, to in enumerate(order) if to is not None)]
     dims = (*(axis for axis, to in enumerate(order) if to is None), *kept)
     moved = x if dims == tuple(range(x.rank)) else permute(x, dims=dims)
     return moved if moved.type == op.types[0] else reshape(moved, shape=op.types[0].shape)
@@ -184,8 +186,8 @@ def fold_operand(op: Op, inputs: Sequence[Value | None]) -> Value | None:
         return None
     changed = list(inputs)
     for i, v in enumerate(inputs):
-        if v is not None and v.op.name == "expand" and v.op.inputs[0].number is not None:
-            changed[i] = v.op.inputs[0]
+        if v is not None and v.op.name == "expand" and v.op.args[0].number is not None:
+            changed[i] = v.op.args[0]
             try:
                 types = [None if c is None else c.type for c in changed]
                 if op.defn.infer(*types, **op.attrs) != op.types[0]:

@@ -7,6 +7,7 @@ rule. `specimen` is one graph of the fuzzer; `python tests/fuzz.py SEED` prints 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import pkgutil
@@ -207,11 +208,7 @@ class Maker:
 
     def step(self) -> None:
         """One more op; nothing when every try was refused."""
-        defns = [d for d in OPS.values() if d.name not in NOT_CHOSEN and not d.random]
-        weights = [
-            max(1, len(d.params)) ** 2 for d in defns
-        ]  # the more operands, the more refusals
-        for defn in self.rng.choices(defns, weights, k=TRIES):
+        for defn in self.rng.choices(*choices(), k=TRIES):
             made = len(self.inputs)
             try:
                 self.values += self.op(defn)
@@ -237,9 +234,7 @@ class Maker:
         self.inputs = self.inputs[:made]
         self.values = [v for v in self.values if v not in gone]
 
-    def _instance(
-        self, pattern: Any, bound: dict[str, Any], near: Sequence[TensorType], kinds: str
-    ) -> Any:
+    def _instance(self, pattern: Any, bound: dict[str, Any], near: Sequence[TensorType], kinds: str) -> Any:
         """What a pattern stands for, on new or existing values; fills `bound`."""
         if isinstance(pattern, Hole):
             if pattern.name not in bound:
@@ -297,6 +292,13 @@ class Maker:
         return wanted
 
 
+@functools.cache
+def choices() -> tuple[list[OpDef], list[int]]:
+    """The ops to choose from, and how often: the more operands, the more refusals."""
+    defns = [d for d in OPS.values() if d.name not in NOT_CHOSEN and not d.random]
+    return defns, [max(1, len(d.params)) ** 2 for d in defns]
+
+
 def specimen(seed: int, rules: Sequence[Rule] = (), *, symbols: Sequence[str] = ()) -> Graph:
     """The fuzzer's graph of this seed: 4 to 20 steps, three in ten of them a planted `before`."""
     with building():
@@ -342,9 +344,7 @@ def data(
     return arrays
 
 
-def run(
-    graph: Graph, seed: int, env: Mapping[str, int] = {}, *, special: bool = False
-) -> list[np.ndarray]:
+def run(graph: Graph, seed: int, env: Mapping[str, int] = {}, *, special: bool = False) -> list[np.ndarray]:
     """Outputs and updates on the data of this seed. Raises IRError where no result is defined."""
     inputs = data([v.type for v in graph.inputs], seed, env, special=special)
     outputs, updates = ir.evaluate(graph, inputs, weights(graph, seed, env, special=special))
@@ -378,14 +378,10 @@ def at_sizes(graph: Graph, env: Mapping[str, int]) -> Graph:
             built = ir.build(op.defn, inputs, {k: swap(v) for k, v in op.attrs.items()})
             new.update(zip(op.results, built.results, strict=True))
     updates = {k: new[v] for k, v in graph.updates.items()}
-    return Graph(
-        graph.name, [new[v] for v in graph.inputs], [new[v] for v in graph.outputs], updates
-    )
+    return Graph(graph.name, [new[v] for v in graph.inputs], [new[v] for v in graph.outputs], updates)
 
 
-def difference(
-    a: Any, b: Any, tolerance: float = 1e-10, *, pattern_only: bool = False
-) -> str | None:
+def difference(a: Any, b: Any, tolerance: float = 1e-10, *, pattern_only: bool = False) -> str | None:
     """None when two arrays agree: shape, NaN places, signed infinities and zeros, finite values.
 
     Finite values may differ by `tolerance` of the largest one.

@@ -28,7 +28,7 @@ from subquad.ir import (
     rule,
     symbol,
 )
-from subquad.passes import PASSES
+from subquad.passes import EXACT
 
 SIZES = (2_500, 5_000, 10_000, 20_000, 40_000)
 LAYERS = (500, 1_000, 2_000, 4_000, 8_000)
@@ -79,10 +79,9 @@ def transformer(size: int) -> Graph:
 
 
 def exact_passes(graph: Graph) -> Graph:
-    """Every exact pass, with its defaults."""
-    for pass_ in PASSES.values():
-        if pass_.exact:
-            graph = pass_(graph)
+    """The exact pipeline."""
+    for pass_ in EXACT.passes:
+        graph = pass_(graph)
     return graph
 
 
@@ -125,9 +124,8 @@ def piped(size: int) -> dict[str, float]:
     """Seconds of the exact passes on layers of a transformer, together and each alone."""
     graph = transformer(size)
     seconds = {"ops": float(len(graph.ops())), "exact passes": best(lambda: exact_passes(graph))}
-    for pass_ in PASSES.values():
-        if pass_.exact:
-            seconds[f"  {pass_.name}"] = best(functools.partial(pass_, graph))
+    for pass_ in dict.fromkeys(EXACT.passes):
+        seconds[f"  {pass_.name}"] = best(functools.partial(pass_, graph))
     return seconds
 
 
