@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from ..ir import CaptureError, Graph, Value, building
 from ..ir.core import OPS
 from ..ir.dims import symbols
+from .decisions import Decided
 from .export import EXPORT_LOCK, export, first_line, normalise_shapes, quiet
 from .fx import Imported, import_nodes, tensor_type
 from .refusals import check_call, check_model, warn_of_side_effects
@@ -40,9 +41,9 @@ class Captured:
     """A captured model.
 
     graph: the meaning. tensors: the model's own tensor for each param name of the graph. signature:
-    how calls map to it. modules: bodies of higher-order ops, by the name that ops use. training: the
-    mode it was captured in. aliases: for each name of a weight the name its tensor goes by in the
-    graph (tied weights share one).
+    how calls map to it. modules: bodies of higher-order ops, by the name that ops use.
+    model_was_training: the mode it was captured in. aliases: for each name of a weight the name its
+    tensor goes by in the graph (tied weights share one).
     """
 
     graph: Graph
@@ -68,8 +69,8 @@ def capture(
     """
     model = check_model(model)
     args, kwargs = check_call(model, args, kwargs)
-    decided: tuple[tuple[Any, bool, str], ...] = ()
-    with EXPORT_LOCK:
+    decided = Decided()
+    with EXPORT_LOCK, torch.inference_mode(False):
         if isinstance(model, ExportedProgram):
             program, shapes = model, None
         else:
@@ -92,7 +93,7 @@ class _Converter:
         program: ExportedProgram,
         lowered: ExportedProgram,
         shapes: Any,
-        decided: tuple[tuple[Any, bool, str], ...],
+        decided: Decided,
     ):
         self.model, self.program, self.lowered = model, program, lowered
         self.decided, self.shapes = decided, shapes
@@ -136,6 +137,7 @@ class _Converter:
                                              for i, x in inputs.items()),
             out_tree=self.lowered.call_spec.out_spec, results=tuple(results), checks=checks,
             asserts=tuple(asserts), bound=bound, facts=facts, opened=bool(self.shapes),
+            layout=self.decided.layout,
         )  # fmt: skip
         used = graph.params
         return Captured(
@@ -190,7 +192,7 @@ class _Converter:
     def _input(self, position: int, value: Value, path: str, written: set[str]) -> Input:
         name = value.op.attrs["name"]
         fake = self.nodes[self.user[position].arg.name].meta["val"]
-        return Input(name, path, value.type, fake.device, name in written)
+        return Input(name, path, value.type, fake.device, name in written, fake.is_contiguous())
 
     def _leaf(self, position: int, inputs: dict[int, Value]) -> Any:
         if position in inputs:
@@ -211,8 +213,9 @@ class _Converter:
         if isinstance(place, int):
             node = self.nodes.get(self.user[place].arg.name)
             fake = None if node is None else node.meta.get("val")
-            axes = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
-            for axis, dim in axes if isinstance(fake, torch.Tensor) else ():
+            if not isinstance(fake, torch.Tensor) or not isinstance(spec, (Mapping, tuple, list)):
+                return
+            for axis, dim in spec.items() if isinstance(spec, Mapping) else enumerate(spec):
                 if isinstance(dim, TorchDim):  # `2 * half` names the symbol of half
                     yield fake.shape[axis], getattr(dim, "root", dim).__name__
         elif isinstance(spec, Mapping) and isinstance(place, Mapping):
@@ -233,10 +236,8 @@ class _Converter:
         updates: dict[str, Value] = {}
         written: set[str] = set()
         for spec in self.specs.output_specs:
-            if isinstance(spec.arg, ConstantArgument):
-                found = spec.arg.value
-            else:
-                found = imported.values[spec.arg.name]
+            constant = isinstance(spec.arg, ConstantArgument)
+            found: Any = spec.arg.value if constant else imported.values[spec.arg.name]
             if spec.kind is OutputKind.USER_INPUT_MUTATION:
                 name = imported.values[str(spec.target)].op.attrs["name"]
                 written.add(name)
@@ -246,8 +247,10 @@ class _Converter:
             elif isinstance(spec.arg, TensorArgument):
                 results.append(len(outputs))
                 outputs.append(found)
-            elif isinstance(spec.arg, (ConstantArgument, SymIntArgument)):
-                results.append(result_size(found) if isinstance(spec.arg, SymIntArgument) else Constant(found))
+            elif isinstance(spec.arg, SymIntArgument):
+                results.append(result_size(found))
+            elif isinstance(spec.arg, ConstantArgument):
+                results.append(Constant(found))
             else:
                 raise CaptureError(
                     f"the model returns {getattr(found, 'expr', found)}, a number computed from sizes; "
@@ -265,7 +268,7 @@ class _Converter:
         """
         check, found = self.names.check, list(imported.checks)
         environments = self._environments()
-        for expr, truth, where in self.decided:
+        for expr, truth, where in self.decided.sizes:
             for env in environments[:1]:
                 found.append(check(env.replace(expr), truth, where))
         for env in environments:

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..ir import CaptureError
-from .decisions import decisions
+from .decisions import Decided, decisions
 from .source import raised_at
 from .untouched import unchanged
 
@@ -34,7 +34,7 @@ class Exported:
     """A program before decomposition, and what user code decided about sizes on the way."""
 
     program: ExportedProgram
-    decided: tuple[tuple[Any, bool, str], ...]
+    decided: Decided
 
 
 def export(
@@ -49,11 +49,11 @@ def export(
     shapes = normalise_shapes(model, args, kwargs, dynamic_shapes)
 
     def attempt(strict: bool) -> Exported:
-        with quiet(), unchanged(model), decisions() as decided, torch.inference_mode(False):
+        with quiet(), unchanged(model), decisions(not strict) as decided:
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes, strict=strict,
             )  # fmt: skip
-        return Exported(program, tuple(decided))
+        return Exported(program, decided)
 
     try:
         return attempt(strict=False)
@@ -164,6 +164,9 @@ def _registering_outputs(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+_CHATTER = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils", "torch.export._trace")
+
+
 class _Drop(logging.Filter):
     """Lets nothing through."""
 
@@ -174,9 +177,9 @@ class _Drop(logging.Filter):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """A block without torch's dumps of half-made graphs; the user's own prints and warnings stay."""
-    chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     drop = _Drop()
-    chatter.addFilter(drop)
+    for name in _CHATTER:
+        logging.getLogger(name).addFilter(drop)
     text, succeeded = io.StringIO(), False
     try:
         with contextlib.redirect_stderr(text), warnings.catch_warnings():
@@ -185,6 +188,7 @@ def quiet() -> Iterator[None]:
             yield
             succeeded = True
     finally:
-        chatter.removeFilter(drop)
+        for name in _CHATTER:
+            logging.getLogger(name).removeFilter(drop)
         if succeeded and text.getvalue():
             sys.stderr.write(text.getvalue())

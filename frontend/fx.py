@@ -16,7 +16,7 @@ from ..ir.dims import Poly, symbols
 from ..ir.types import DTYPES, scalar_dtype
 from .aten import DTYPE_OF, import_call, opaque
 from .source import source_of
-from .symbols import Check, Names, Unconvertible
+from .symbols import Check, InexpressibleError, Names
 
 F64 = DTYPES["f64"]
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -131,6 +131,8 @@ class _Importer:
         kwargs = {key: self.argument(item, named.get(key, "")) for key, item in node.kwargs.items()}
         beside = _values((args, kwargs))
         args = [self.wrapped(x, beside) if isinstance(x, _Float) else x for x in args]
+        if target in _STRIDED:
+            args[0] = self.laid_out(node, args[0])
         fakes = list(fake) if isinstance(fake, (list, tuple)) else [] if fake is None else [fake]
         present = [i for i, item in enumerate(fakes) if isinstance(item, torch.Tensor)]
         if any(item is not None and not isinstance(item, torch.Tensor) for item in fakes):
@@ -153,6 +155,22 @@ class _Importer:
         for i, value in zip(present, results):
             filled[i] = value
         return tuple(filled)
+
+    def laid_out(self, node: torch.fx.Node, value: Value) -> Value:
+        """The operand of an op that reads memory by strides, made contiguous as it was at capture.
+
+        Types have no strides, and copies that only change them are not kept.
+        """
+        operand = node.args[0]
+        fake = operand.meta["val"] if isinstance(operand, torch.fx.Node) else None
+        if node.target is not aten.view.dtype and node.target is not aten.view_as_complex.default:
+            if fake is None or not fake.is_contiguous() or fake.storage_offset() != 0:
+                raise CaptureError(
+                    "as_strided reads the memory of a tensor that is not contiguous, which no graph can "
+                    "follow; call .contiguous() before it, or use slicing, unfold or expand"
+                )
+        layout = {"memory_format": torch.contiguous_format}
+        return opaque(aten.clone.default, [value], layout, [value.type])[0]
 
     def note(self, results: tuple[Value, ...], operands: list[Value]) -> None:
         """Remember what gradients flow through, and where data-dependent sizes can be read."""
@@ -242,7 +260,7 @@ class _Importer:
             return OPS["const"](value=float(expr), dtype=F64)
         try:
             return OPS["size"](value=self.names.expression(expr), dtype=F64)
-        except Unconvertible:
+        except InexpressibleError:
             pass
         args = expr.args
         if kind in ("ToFloat", "Identity"):
@@ -296,6 +314,9 @@ _FLOATS = {
 }  # fmt: skip
 
 aten = torch.ops.aten
+_STRIDED = frozenset({
+    aten.as_strided.default, aten.as_strided_copy.default, aten.view.dtype, aten.view_as_complex.default,
+})  # fmt: skip
 _SPECIAL: dict[Any, Callable[[_Importer, torch.fx.Node], Any]] = {
     aten.item.default: _Importer.item,
     aten._local_scalar_dense.default: _Importer.item,

@@ -268,7 +268,7 @@ class LazyModule(nn.Module):
         self._modules.update(extra)
         self._given = given
         object.__setattr__(self, "__class__", OptimizedModule)
-        self._settle()  # type: ignore[attr-defined]
+        self._settle()
 
     def train(self, mode: bool = True) -> LazyModule:
         """Only the mode that the model itself is in: it decides what the first call captures."""

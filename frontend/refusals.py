@@ -55,7 +55,7 @@ def check_model(model: Any) -> nn.Module | ExportedProgram:
 
 def refuse_tensor(tensor: torch.Tensor, what: str) -> None:
     """Raise CaptureError for a tensor that is not dense, real memory of a plain torch dtype."""
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if nn.parameter.is_lazy(tensor):
         raise CaptureError(f"{what} has no shape yet (a lazy module); run the model once on an example first")
     if isinstance(tensor, FakeTensor):
         raise CaptureError(f"{what} is a FakeTensor, which has no data; pass real tensors")

@@ -64,7 +64,8 @@ def _inline(parent: torch.fx.GraphModule, program: ExportedProgram, node: torch.
         if not enabled:
             results = [_detached(graph, x) for x in results]
     for user in list(node.users):
-        replacement = results[user.args[1]]
+        index: Any = user.args[1]
+        replacement = results[index]
         user.replace_all_uses_with(replacement)
         program.graph_signature.replace_all_uses(user.name, replacement.name)
         graph.erase_node(user)

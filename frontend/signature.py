@@ -30,6 +30,7 @@ class Input:
     type: TensorType
     device: torch.device
     mutated: bool = False
+    contiguous: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Signature:
     results: for each output leaf the index of a graph output, a `Constant`, or a Dim. checks: relations
     between sizes that capture relied on. asserts: (graph output, message) of bools that must be true.
     bound: where a data-dependent symbol is read: (graph output, axis). facts: as on the graph. opened:
-    whether dynamic_shapes was given. verified: sizes that passed the checks, so that they cost nothing the second time.
+    whether dynamic_shapes was given. layout: the model's line that asks for strides, which then must be
+    as at capture. verified: sizes that passed the checks, so that they cost nothing the second time.
     """
 
     call: inspect.Signature
@@ -57,6 +59,7 @@ class Signature:
     bound: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     facts: tuple[tuple[str, int, int | None], ...] = ()
     opened: bool = False
+    layout: str = ""
     verified: set[tuple[tuple[str, int], ...]] = field(default_factory=set, compare=False, repr=False)
 
     # ---- a call to graph inputs ------------------------------------------------------------------
@@ -145,6 +148,12 @@ class Signature:
                     env[name] = size
                 else:
                     open_dims.append((spec, axis, dim, size))
+            if self.layout and tensor.is_contiguous() != spec.contiguous:
+                raise CaptureError(
+                    f"the model asks for strides at {self.layout}, and input {spec.path!r} is "
+                    f"{'not ' if spec.contiguous else ''}contiguous, other than at capture; pass it "
+                    f"{'.contiguous()' if spec.contiguous else 'laid out as the example was'}"
+                )
         for spec, axis, dim, size in open_dims:
             self._verify_dim(spec, axis, dim, size, env)
         sizes = tuple(env.items())
@@ -312,12 +321,12 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _start(tensor: torch.Tensor) -> int:
-    return tensor.storage_offset() * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _end(tensor: torch.Tensor) -> int:
     span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return (tensor.storage_offset() + span) * tensor.element_size()
+    return (int(tensor.storage_offset()) + span) * tensor.element_size()
 
 
 def _shown(value: Any) -> str:

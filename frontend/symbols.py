@@ -23,7 +23,7 @@ _RELATIONS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
 _SINGLETONS = ("Zero", "One", "NegativeOne", "Integer")
 
 
-class Unconvertible(Exception):
+class InexpressibleError(Exception):
     """An expression outside integer polynomials, floor division, minimum and maximum."""
 
 
@@ -107,7 +107,7 @@ class Names:
             return constant
         try:
             return self.expression(node.expr)
-        except Unconvertible as error:
+        except InexpressibleError as error:
             raise CaptureError(
                 f"a size in this model is {node.expr}, and {error} is no polynomial, floor "
                 "division, minimum or maximum of sizes; make the sizes it is computed from static "
@@ -115,7 +115,7 @@ class Names:
             ) from None
 
     def expression(self, expr: Any) -> Dim:
-        """A sympy integer expression as a Dim. Raises Unconvertible."""
+        """A sympy integer expression as a Dim. Raises InexpressibleError."""
         kind = type(expr).__name__
         if kind == "Symbol":
             return symbol(self(expr.name))
@@ -131,7 +131,7 @@ class Names:
             return _fold(lambda a, b: a * b, [base] * int(expr.args[1]))
         combine = _COMBINE.get(kind)
         if combine is None:
-            raise Unconvertible(f"{kind}({', '.join(map(str, expr.args))})")
+            raise InexpressibleError(f"{kind}({', '.join(map(str, expr.args))})")
         return _fold(combine, [self.expression(arg) for arg in expr.args])
 
     def check(self, expr: Any, truth: bool = True, where: str = "") -> Check | None:
@@ -151,7 +151,7 @@ class Names:
                     return None
                 left, right = map(self.expression, part.args)
                 triples.append((left, relation[0], right))
-        except Unconvertible:
+        except InexpressibleError:
             return None
         return Check(tuple(triples), joint, truth, where)
 

@@ -12,7 +12,10 @@ from torch.export import Dim
 from zoo import assert_same, copied, optimized
 
 from subquad.frontend import capture
+from subquad.frontend.fx import import_nodes, tensor_type
+from subquad.frontend.symbols import Names
 from subquad.ir import evaluate, parse
+from subquad.ir.core import OPS
 
 torch.manual_seed(0)
 X = torch.randn(3, 5, 16)
@@ -271,26 +274,18 @@ def test_the_model_is_not_changed():
     assert type(getattr(model, "last", None)) in (type(None), torch.Tensor)
 
 
-def test_conversion_is_fast():
-    """The part that is ours: nodes to ops, per node."""
-    from subquad.frontend import capture as module  # noqa: F401
-    from subquad.frontend.fx import import_nodes
-
-    model = nn.Sequential(*(zoo.Mlp() for _ in range(60))).eval()
+def test_conversion_keeps_up():
+    """The part that is ours, from nodes to ops: a model of 600 nodes in well under a second."""
+    model = nn.Sequential(*(zoo.Mlp() for _ in range(200))).eval()
     program = torch.export.export(model, (torch.randn(2, 8),)).run_decompositions({})
-    calls = sum(node.op == "call_function" for node in program.graph.nodes)
-    from subquad.frontend.symbols import Names
-    from subquad.ir.core import OPS
-    from subquad.frontend.fx import tensor_type
-
     names = Names()
     inputs = {
         node.name: OPS["input"](name=node.name, type=tensor_type(node.meta["val"], names))
         for node in program.graph.nodes if node.op == "placeholder"
     }  # fmt: skip
-    start = time.perf_counter()
+    start = time.process_time()
     imported = import_nodes(program.graph_module, inputs, names)
-    assert len(imported.values) >= calls and (time.perf_counter() - start) / calls < 0.005
+    assert len(imported.values) == 600 + len(inputs) and time.process_time() - start < 2
 
 
 # ---- Hugging Face --------------------------------------------------------------------------------
@@ -320,7 +315,7 @@ def hugging_face(name):
         config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8)
         return transformers.ViTModel(config), dict(pixel_values=torch.randn(2, 3, 32, 32))
     config = transformers.T5Config(
-        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=99
+        d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=99
     )
     return transformers.T5ForConditionalGeneration(config), text | {
         "decoder_input_ids": ids[:, :6], "use_cache": False,

@@ -352,7 +352,7 @@ def test_lazy_state():
 def test_lazy_refusals_and_copies():
     """A failed capture leaves it lazy; modes follow the model; a copy is lazy too."""
     model = zoo.Mlp().eval()
-    lazy, calls = lazily(model)
+    lazy, _ = lazily(model)
     with pytest.raises(CaptureError):
         lazy(X.to("meta"))
     assert isinstance(lazy, LazyModule)
