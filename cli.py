@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,8 @@ recipe could still gain.
 
     subquad optimize my_model:make_model
     subquad optimize my_model:Net --args 'f32[1,4096,256]' --attention elu1
-    subquad optimize my_model:make_model --attention 'layers.0.*=elu1' --attention '*=exact'
+    subquad optimize my_model:make_model \\
+        --attention 'layers.0.*=window(size=32)' --attention '*=elu1'
     subquad optimize my_model:make_model --pipeline canonicalize,recognize --json log.json
 """
 
@@ -257,10 +259,9 @@ def _attention(given: list[str] | None) -> Any:
     """`exact`, one recipe, or a mapping from globs to recipes."""
     if not given:
         return "exact"
-    pairs = [item.rpartition("=") for item in given]
-    if len(pairs) == 1 and not pairs[0][0]:
-        return pairs[0][2]
-    return {glob or "*": recipe for glob, _, recipe in pairs}
+    pairs = [re.fullmatch(r"(?:([^=()]+)=)?(.+)", item, re.DOTALL) for item in given]
+    chosen = {match[1] or "*": match[2] for match in pairs if match}
+    return chosen["*"] if list(chosen) == ["*"] else chosen
 
 
 def _numbers(text: str) -> list[int]:

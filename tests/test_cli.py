@@ -185,6 +185,20 @@ def test_unknown_recipe(capsys, here):
     assert code == 1 and "elu1" in err
 
 
+@pytest.mark.parametrize(
+    "given, chosen",
+    [
+        (None, "exact"),
+        (["elu1"], "elu1"),
+        (["window(size=32)"], "window(size=32)"),
+        (["a.*=elu1", "window(size=2)"], {"a.*": "elu1", "*": "window(size=2)"}),
+        (["a.*=window(size=32)"], {"a.*": "window(size=32)"}),
+    ],
+)
+def test_attention(given, chosen):
+    assert cli._attention(given) == chosen
+
+
 def test_recipes(capsys):
     code, out, err = run(capsys, "recipes")
     assert code == 0, err
