@@ -200,6 +200,11 @@ class Op:
         return self.defn.name
 
     @property
+    def args(self) -> tuple[Any, ...]:
+        """The inputs, for code that knows which are present (typed so that it need not say so)."""
+        return self.inputs
+
+    @property
     def operands(self) -> Iterator[Value]:
         """The inputs that are present."""
         return (value for value in self.inputs if value is not None)

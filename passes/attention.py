@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..ir import Dim, Graph, IRError, No, Op, Value, replace
 from ..ir.core import build
@@ -39,12 +40,14 @@ def attention(graph: Graph) -> Graph:
     record = current_journal()
 
     def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
+        given: Any = inputs
+        result: Value | No | None
         if record.spent:
             return None
         if op.name == "matmul":
             rule, result = "raise_attention", raised(op, inputs, graph)
         elif op.name == "attention":
-            rule, result = "simplify_attention", simplified(*inputs, attrs=dict(op.attrs))
+            rule, result = "simplify_attention", simplified(*given, attrs=dict(op.attrs))
         else:
             return None
         if result is None:
@@ -61,11 +64,11 @@ def raised(op: Op, inputs: Sequence[Value | None], graph: Graph) -> Value | No |
     if weights is None or v is None or _softmax(weights) is None:
         return None
     kept = {*graph.outputs, *graph.updates.values()}
-    old: Value | None = op.inputs[0]
+    old: Value | None = op.args[0]
     while old is not None and (old.op.name in PASSING or old.op.name == "softmax"):
         if len(graph.uses(old)) > 1 or old in kept:
             return No("its weights are used elsewhere too", old)
-        old = None if old.op.name == "softmax" else old.op.inputs[0]
+        old = None if old.op.name == "softmax" else old.op.args[0]
     return spelled(weights, v)
 
 
@@ -75,7 +78,7 @@ PASSING = ("cast", "reshape")
 
 def _softmax(x: Value) -> Value | None:
     while x.op.name in PASSING:
-        x = x.op.inputs[0]
+        x = x.op.args[0]
     return x if x.op.name == "softmax" else None
 
 
@@ -84,7 +87,7 @@ def spelled(weights: Value, v: Value) -> Value | No:
     softmax = _softmax(weights)
     if softmax is None:
         return No("there is no softmax", weights)
-    x = softmax.op.inputs[0]
+    x = softmax.op.args[0]
     if softmax.op.attrs["dim"] != softmax.rank - 1:
         axis = softmax.op.attrs["dim"]
         return No(f"softmax is over axis {axis} of {softmax.rank}, not over the keys", softmax)
@@ -108,34 +111,34 @@ def scores(x: Value) -> Scores | No:
     """What stands before the softmax, taken apart; No where it is not q k^T, scaled and masked."""
     op = x.op
     if op.name == "matmul":
-        q, a = unscaled(op.inputs[0])
-        kt, b = unscaled(op.inputs[1])
+        q, a = unscaled(op.args[0])
+        kt, b = unscaled(op.args[1])
         return Scores(q, kt, a * b)
-    if op.name in ("mul", "div") and op.inputs[1].number is not None:
-        found = scores(op.inputs[0])
+    if op.name in ("mul", "div") and op.args[1].number is not None:
+        found = scores(op.args[0])
         if isinstance(found, No):
             return found
         if found.masks:
             return No("the mask is added before the scale", x)
-        factor = op.inputs[1].number
+        factor = op.args[1].number
         found.scale *= factor if op.name == "mul" else 1 / factor if factor else float("nan")
         return found
-    if op.name == "cast" and holds_all(op.inputs[0].dtype, x.dtype):
-        return scores(op.inputs[0])
-    if op.name == "reshape" and op.inputs[0].shape[-2:] == x.shape[-2:]:
-        found = scores(op.inputs[0])
+    if op.name == "cast" and holds_all(op.args[0].dtype, x.dtype):
+        return scores(op.args[0])
+    if op.name == "reshape" and op.args[0].shape[-2:] == x.shape[-2:]:
+        found = scores(op.args[0])
         if isinstance(found, Scores) and (found.masks or found.keeps):
             return _refolded(found, x.shape)
         return found
     if op.name == "add":
-        for this, other in (op.inputs, op.inputs[::-1]):
+        for this, other in (op.args, op.args[::-1]):
             if _product(this):
                 found = scores(this)
                 if isinstance(found, Scores):
                     found.masks.append(other)
                 return found
     if op.name == "where":
-        condition, kept, masked = op.inputs
+        condition, kept, masked = op.args
         if uniform(kept) is not None:
             condition, kept, masked = logical_not(condition), masked, kept
         low = uniform(masked)
@@ -158,9 +161,9 @@ def _product(x: Value) -> bool:
     """Whether a matmul stands behind views, casts, scales and masks of x."""
     while x.op.name in ("cast", "reshape", "mul", "div", "add", "where"):
         if x.op.name == "add":
-            return any(map(_product, x.op.inputs))
-        where_masks = x.op.name == "where" and uniform(x.op.inputs[1]) is not None
-        x = x.op.inputs[2 if where_masks else 1 if x.op.name == "where" else 0]
+            return any(map(_product, x.op.args))
+        where_masks = x.op.name == "where" and uniform(x.op.args[1]) is not None
+        x = x.op.args[2 if where_masks else 1 if x.op.name == "where" else 0]
     return x.op.name == "matmul"
 
 
@@ -175,7 +178,7 @@ def _refolded(found: Scores, shape: tuple[Dim, ...]) -> Scores | No:
 
 def unscaled(x: Value) -> tuple[Value, float]:
     """x without constant factors, and their product; looks through transposes."""
-    name, inputs = x.op.name, x.op.inputs
+    name, inputs = x.op.name, x.op.args
     if name in ("mul", "div") and inputs[1].number and inputs[0].type == x.type:
         inner, scale = unscaled(inputs[0])
         return inner, scale * (inputs[1].number if name == "mul" else 1 / inputs[1].number)
@@ -190,13 +193,13 @@ def transposed(x: Value) -> Value:
     """The last two axes of x exchanged, as one transpose at most."""
     dims = (*range(x.rank - 2), x.rank - 1, x.rank - 2)
     if x.op.name == "permute":
-        dims, x = tuple(x.op.attrs["dims"][i] for i in dims), x.op.inputs[0]
+        dims, x = tuple(x.op.attrs["dims"][i] for i in dims), x.op.args[0]
     return x if dims == tuple(range(x.rank)) else permute(x, dims=dims)
 
 
 def _narrowed(x: Value, like: Value) -> Value:
-    widened = x.op.name == "cast" and x.op.inputs[0].dtype is like.dtype
-    return x.op.inputs[0] if widened and holds_all(like.dtype, x.dtype) else x
+    widened = x.op.name == "cast" and x.op.args[0].dtype is like.dtype
+    return x.op.args[0] if widened and holds_all(like.dtype, x.dtype) else x
 
 
 def _joined(found: Scores, softmax: Value) -> Value | No | None:
@@ -208,17 +211,17 @@ def _joined(found: Scores, softmax: Value) -> Value | No | None:
             fits = False
         if not fits:
             return No("a mask does not broadcast to the scores", mask)
-    mask: Value | None = None
+    joined: Value | None = None
     for keep in found.keeps:
-        mask = keep if mask is None else logical_and(mask, keep)
+        joined = keep if joined is None else logical_and(joined, keep)
     for added in found.masks:
         if added.dtype.kind == "b":
             return No("a bool is added to the scores", added)
-        if mask is not None and mask.dtype.kind == "b":
-            mask = where(mask, added, float("-inf"))
+        if joined is not None and joined.dtype.kind == "b":
+            joined = where(joined, added, float("-inf"))
         else:
-            mask = added if mask is None else mask + added
-    return mask
+            joined = added if joined is None else joined + added
+    return joined
 
 
 def four_axes(
@@ -265,13 +268,13 @@ def four_axes(
 
 def _reshaped(x: Value, shape: tuple[Dim, ...]) -> Value:
     if x.op.name == "reshape":
-        x = x.op.inputs[0]
+        x = x.op.args[0]
     return x if x.shape == shape else reshape(x, shape=shape)
 
 
 def _unfolded(*operands: Value) -> tuple[Dim, Dim] | None:
     """(b, h) when every operand [b*h, n, d] is a reshape of one that had them apart."""
-    sources = [x.op.inputs[0] for x in operands if x.op.name == "reshape"]
+    sources = [x.op.args[0] for x in operands if x.op.name == "reshape"]
     shapes = {s.shape[:2] for s in sources if s.rank == 4}
     if len(sources) < len(operands) or len(shapes) != 1 or any(s.rank != 4 for s in sources):
         return None
@@ -311,12 +314,12 @@ def unrepeated(x: Value, axis: int) -> Value | None:
     name = x.op.name
     if name == "permute":
         dims = x.op.attrs["dims"]
-        inner = unrepeated(x.op.inputs[0], dims[axis])
+        inner = unrepeated(x.op.args[0], dims[axis])
         return None if inner is None else permute(inner, dims=dims)
-    if name != "reshape" or x.op.inputs[0].op.name != "expand":
+    if name != "reshape" or x.op.args[0].op.name != "expand":
         return None
-    whole = x.op.inputs[0]
-    source = whole.op.inputs[0]
+    whole = x.op.args[0]
+    source = whole.op.args[0]
     if whole.rank != x.rank + 1 or source.rank != whole.rank:
         return None
     rest = (*x.shape[:axis], *x.shape[axis + 1 :])

@@ -76,7 +76,7 @@ class _Walk:
 
     def adds(self, x: Value, axes: Axes) -> None:
         """Take an additive mask apart; raises UnprovedError."""
-        name, inputs = x.op.name, x.op.inputs
+        name, inputs = x.op.name, x.op.args
         if x.number is not None and x.number == 0:
             return
         if name == "full" and x.op.attrs.get("fill_value") == 0:
@@ -97,9 +97,9 @@ class _Walk:
             flag = inputs[0].op  # (1 - keep) * low, with keep a cast bool
             if flag.name == "sub" and uniform(flag.inputs[0]) == 1:
                 keep = flag.inputs[1]
-                if keep.op.name == "cast" and keep.op.inputs[0].dtype.kind == "b":
+                if keep.op.name == "cast" and keep.op.args[0].dtype.kind == "b":
                     self.hard &= low <= AS_GOOD_AS_INFINITE
-                    source = keep.op.inputs[0]
+                    source = keep.op.args[0]
                     self.holds(source, _broadcast(source, x, axes), True)
                     return
         if name == "cast" and inputs[0].dtype.is_float:
@@ -110,7 +110,7 @@ class _Walk:
 
     def holds(self, x: Value, axes: Axes, wanted: bool) -> None:
         """Take `x == wanted` apart; raises UnprovedError."""
-        name, inputs = x.op.name, x.op.inputs
+        name, inputs = x.op.name, x.op.args
         number = uniform(x)
         if number is not None:
             if bool(number) != wanted:
@@ -141,8 +141,8 @@ class _Walk:
         """Take `bool(x) == wanted` apart for x of any dtype; raises UnprovedError."""
         if x.dtype.kind == "b":
             return self.holds(x, axes, wanted)
-        if x.op.name == "cast" and x.op.inputs[0].dtype.kind in "bui":
-            return self.truth(x.op.inputs[0], axes, wanted)
+        if x.op.name == "cast" and x.op.args[0].dtype.kind in "bui":
+            return self.truth(x.op.args[0], axes, wanted)
         if x.op.name in ("tril", "triu"):
             return self.triangle(x, axes, wanted)
         for source, inner in _through_view(x, axes):
@@ -155,7 +155,7 @@ class _Walk:
             return False
         trial = _Walk()
         try:
-            trial.holds(x.op.inputs[0], axes, wanted)
+            trial.holds(x.op.args[0], axes, wanted)
         except UnprovedError:
             return False
         self.causal |= trial.causal and not trial.padding
@@ -173,7 +173,7 @@ class _Walk:
     def triangle(self, x: Value, axes: Axes, wanted: bool) -> None:
         """tril(ones, 0) keeps j <= i, triu(ones, 1) masks the rest."""
         diagonal = x.op.attrs.get("diagonal", 0)
-        filled = uniform(x.op.inputs[0])
+        filled = uniform(x.op.args[0])
         lower = (x.op.name, wanted, diagonal) in (("tril", True, 0), ("triu", False, 1))
         if not lower or not filled or axes[-2:] != (2, 3):
             raise UnprovedError(f"{x.op.name} at diagonal {diagonal} is not proved causal")
@@ -181,10 +181,10 @@ class _Walk:
 
     def compares(self, x: Value, axes: Axes, wanted: bool) -> bool:
         """Whether a comparison of index arithmetic is named; raises UnprovedError for another."""
-        sides = [affine(part, _broadcast(part, x, axes)) for part in x.op.inputs]
-        if sides[0] is None or sides[1] is None:
+        left, right = (affine(part, _broadcast(part, x, axes)) for part in x.op.args)
+        if left is None or right is None:
             return False
-        (start, slopes), (other, others) = sides
+        (start, slopes), (other, others) = left, right
         name = x.op.name if wanted else _OPPOSITE.get(x.op.name)
         if name in ("gt", "ge"):
             start, slopes, other, others = other, others, start, slopes
@@ -210,11 +210,11 @@ _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 def uniform(x: Value | None) -> float | None:
     """The one number every element of x is, when x is a constant or views of one."""
     while x is not None and x.op.name in ("expand", "reshape", "permute", "slice"):
-        x = x.op.inputs[0]
+        x = x.op.args[0]
     if x is None or x.op.name not in ("const", "full", "cast"):
         return None
     if x.op.name == "cast":
-        inner = uniform(x.op.inputs[0])
+        inner = uniform(x.op.args[0])
         if inner is None or math.isnan(inner):
             return None
         return float(inner) if x.dtype.is_float else int(inner) if x.dtype.kind in "ui" else inner
@@ -226,7 +226,7 @@ def affine(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
     """`start` and slopes by axis when x = start + sum of slope * index, over integers."""
     if x.dtype.kind != "i":
         return None
-    name, inputs, attrs = x.op.name, x.op.inputs, x.op.attrs
+    name, inputs, attrs = x.op.name, x.op.args, x.op.attrs
     number = uniform(x)
     if number is not None:
         return int(number), {}
@@ -259,7 +259,7 @@ def _sliced(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
     dim, step = x.op.attrs["dim"], x.op.attrs["step"]
     axis = axes[dim]
     along = -1 - dim if axis is None else axis  # one element: which one, the slice knows
-    inner = affine(x.op.inputs[0], (*axes[:dim], along, *axes[dim + 1 :]))
+    inner = affine(x.op.args[0], (*axes[:dim], along, *axes[dim + 1 :]))
     if inner is None:
         return None
     start, slopes = inner
@@ -272,18 +272,22 @@ def _sliced(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
 def _joined(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
     """Pieces that go on where the one before stops."""
     dim = x.op.attrs["dim"]
-    along, found, offset = axes[dim], None, 0
-    pieces = [(part, affine(part, _broadcast(part, x, axes))) for part in x.op.inputs]
-    slopes = [p[1].get(along, 0) for part, p in pieces if p and part.shape[dim] != 1]
-    if along is None or len(set(slopes)) != 1 or any(p is None for _, p in pieces):
+    along, offset, slope = axes[dim], 0, None
+    first: tuple[Dim, dict[int, int]] | None = None
+    pieces = [(part, affine(part, _broadcast(part, x, axes))) for part in x.op.args]
+    slopes = {p[1].get(along, 0) for part, p in pieces if p and part.shape[dim] != 1 and along is not None}
+    if along is None or len(slopes) != 1:
         return None
+    (slope,) = slopes
     for part, piece in pieces:
-        start = piece[0] - offset * slopes[0]
-        rest = {a: c for a, c in piece[1].items() if a != along}
-        if found is not None and found != (start, rest):
+        if piece is None:
             return None
-        found, offset = (start, rest), offset + part.shape[dim]
-    return found[0], {**found[1], along: slopes[0]}
+        rest = {a: c for a, c in piece[1].items() if a != along}
+        here = (piece[0] - offset * slope, rest)
+        if first is not None and first != here:
+            return None
+        first, offset = here, offset + part.shape[dim]
+    return None if first is None else (first[0], {**first[1], along: slope})
 
 
 def _broadcast(part: Value, whole: Value, axes: Axes) -> Axes:
@@ -296,15 +300,15 @@ def _through_view(x: Value, axes: Axes) -> Iterator[tuple[Value, Axes]]:
     """The operand of a view and its axes, where they can be told; at most one."""
     name, attrs = x.op.name, x.op.attrs
     if name == "expand":
-        source = x.op.inputs[0]
+        source = x.op.args[0]
         yield source, _broadcast(source, x, axes)
     elif name == "permute":
         back: list[int | None] = [None] * x.rank
         for i, axis in enumerate(attrs["dims"]):
             back[axis] = axes[i]
-        yield x.op.inputs[0], tuple(back)
+        yield x.op.args[0], tuple(back)
     elif name == "reshape":
-        source = x.op.inputs[0]
+        source = x.op.args[0]
         real = [i for i, d in enumerate(x.shape) if d != 1]
         inner = [i for i, d in enumerate(source.shape) if d != 1]
         if [x.shape[i] for i in real] == [source.shape[i] for i in inner]:

@@ -167,7 +167,8 @@ class Pipeline:
         limit = None
         if reader.accept(";"):
             position = reader.position
-            name, _ = reader.word(), reader.expect("=")
+            name = reader.word()
+            reader.expect("=")
             number = reader.word()
             if name != "limit" or not number.isdecimal() or len(number) > 18:
                 reader.fail(position, "expected limit=<a number>")
@@ -271,7 +272,7 @@ def _step(
             measured, outputs = 0.0, None
         else:
             outputs, measured, problem = _verdict(check, after, reference)
-            if problem is None and item.exact and not measured <= bound:
+            if measured is not None and item.exact and not measured <= bound:
                 problem = f"error {measured:.2g} is over the bound {bound:.2g}"
         if problem is not None:
             culprit = _culprit(item, graph, record.applied, check, reference, bound)

@@ -38,7 +38,7 @@ def reassociate(graph: Graph, *, sizes: Mapping[str, int] = {}) -> Graph:
     search = _Search(graph, sizes)
 
     def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
-        search.now.update((a, b) for a, b in zip(op.inputs, inputs, strict=True) if a and b)
+        search.now.update((a, b) for a, b in zip(op.args, inputs, strict=True) if a and b)
         if op.name != "matmul" or record.spent:
             return None
         for rule, attempt in (("product_first", search.right), ("product_last", search.left)):
@@ -72,20 +72,20 @@ class _Search:
 
     def left(self, op: Op) -> Value | No | None:
         """A (B C) as (A B) C."""
-        a, inner = op.inputs
+        a, inner = op.args
         if a is None or inner is None or inner.op.name != "matmul" or not self.single(inner):
             return None
-        b, c = (self.now[x] for x in inner.op.inputs if x is not None)
+        b, c = (self.now[x] for x in inner.op.args if x is not None)
         if c.rank > b.rank or self.now[a].rank > b.rank:
             return None
         result = matmul(matmul(self.now[a], b), c)
         before = cost(op).flops + cost(inner.op).flops
-        after = cost(result.op).flops + cost(result.op.inputs[0].op).flops
+        after = cost(result.op).flops + cost(result.op.args[0].op).flops
         return result if result.type == op.types[0] and self.cheaper(before, after) else None
 
     def right(self, op: Op) -> Value | No | None:
         """(A B) C as A (B C), through what acts on the rows of A B."""
-        weights, c = op.inputs
+        weights, c = op.args
         if weights is None or c is None:
             return None
         chain = self.chain(weights)
@@ -131,7 +131,7 @@ class _Search:
         return len([u for u in self.graph.uses(value) if u not in chain.sums]) == 1
 
     def rebuilt(self, chain: _Chain, c: Value) -> Value | No | None:
-        a, b = (self.now[x] for x in chain.product.inputs if x is not None)
+        a, b = (self.now[x] for x in chain.product.args if x is not None)
         fused = self.normaliser(chain)
         if fused is not None:
             return self.causal_product(a, b, c, True, fused)
@@ -146,9 +146,10 @@ class _Search:
             return None
         divisor, eps = chain.steps[1][1], 0.0
         if divisor is not None and divisor.op.name == "add":
-            eps, divisor = uniform(divisor.op.inputs[1]), divisor.op.inputs[0]  # type: ignore[assignment]
-        ours = divisor is not None and divisor.op in chain.sums and divisor.op.attrs["keepdim"]
-        return eps if ours and divisor.op.inputs[0] is chain.values[1] else None
+            eps, divisor = uniform(divisor.op.args[1]), divisor.op.args[0]  # type: ignore[assignment]
+        if divisor is None or divisor.op not in chain.sums or not divisor.op.attrs["keepdim"]:
+            return None
+        return eps if divisor.op.args[0] is chain.values[1] else None
 
     def through(self, chain: _Chain, count: int, a: Value, b: Value, c: Value) -> Value | None:
         """The first `count` steps on (a b) c."""
@@ -170,10 +171,10 @@ class _Search:
 
     def row(self, x: Value, chain: _Chain, a: Value, b: Value, depth: int = 8) -> Value | None:
         """A factor of rows [.., n, 1] where sums over the product's rows are regrouped too."""
-        if x.op.name == "reshape" and x.op.inputs[0].op in chain.sums:
-            x = x.op.inputs[0]  # sum(-1).unsqueeze(-1)
+        if x.op.name == "reshape" and x.op.args[0].op in chain.sums:
+            x = x.op.args[0]  # sum(-1).unsqueeze(-1)
         if x.op in chain.sums:
-            at = chain.values.index(x.op.inputs[0])
+            at = chain.values.index(x.op.args[0])
             ones = sum_(b, dim=(b.rank - 1,), keepdim=True)
             if any(_row_step(v)[2] for v in chain.values[1 : at + 1]):
                 column = build_ones(transposed(b))
@@ -183,8 +184,8 @@ class _Search:
             return self.now.get(x)
         if x.op.name not in ("add", "sub", "mul", "maximum", "clamp", "reciprocal") or not depth:
             return None
-        parts = [None if v is None else self.row(v, chain, a, b, depth - 1) for v in x.op.inputs]
-        if any(p is None and v is not None for p, v in zip(parts, x.op.inputs, strict=True)):
+        parts = [None if v is None else self.row(v, chain, a, b, depth - 1) for v in x.op.args]
+        if any(p is None and v is not None for p, v in zip(parts, x.op.args, strict=True)):
             return None
         return build(x.op.defn, parts, x.op.attrs).results[0]
 
@@ -234,13 +235,13 @@ def _row_step(x: Value) -> tuple[Value | None, Value | None, bool]:
     """x as (inner, factor of rows or None, whether it is a causal mask); inner None when neither."""
     op = x.op
     if op.name == "neg":
-        return op.inputs[0], None, False
+        return op.args[0], None, False
     if op.name == "tril" and op.attrs["diagonal"] == 0:
-        return op.inputs[0], None, True
-    if op.name == "where" and uniform(op.inputs[2]) == 0 and op.inputs[1].type == x.type:
-        return (op.inputs[1], None, True) if _is_causal(op.inputs[0]) else (None, None, False)
+        return op.args[0], None, True
+    if op.name == "where" and uniform(op.args[2]) == 0 and op.args[1].type == x.type:
+        return (op.args[1], None, True) if _is_causal(op.args[0]) else (None, None, False)
     if op.name in ("mul", "div"):
-        for inner, other in (op.inputs, op.inputs[::-1])[: 2 if op.name == "mul" else 1]:
+        for inner, other in (op.args, op.args[::-1])[: 2 if op.name == "mul" else 1]:
             if inner.type != x.type or inner.op.name == "const":
                 continue
             if other.rank == 0 or other.shape[-1] == 1:
@@ -256,15 +257,15 @@ def _is_causal(condition: Value) -> bool:
 
 def _is_causal_factor(x: Value) -> bool:
     """Whether x is 1 where j <= i and 0 elsewhere."""
-    while x.op.name == "reshape" or (x.op.name == "cast" and x.op.inputs[0].dtype.kind != "b"):
-        x = x.op.inputs[0]
+    while x.op.name == "reshape" or (x.op.name == "cast" and x.op.args[0].dtype.kind != "b"):
+        x = x.op.args[0]
     if x.op.name == "cast":
-        return _is_causal(x.op.inputs[0])
-    return x.op.name == "tril" and x.op.attrs["diagonal"] == 0 and uniform(x.op.inputs[0]) == 1
+        return _is_causal(x.op.args[0])
+    return x.op.name == "tril" and x.op.attrs["diagonal"] == 0 and uniform(x.op.args[0]) == 1
 
 
 def _over_rows(op: Op) -> bool:
-    x = op.inputs[0]
+    x = op.args[0]
     return x is not None and op.attrs["dim"] == (x.rank - 1,) and op.attrs["dtype"] in (None, x.dtype)
 
 

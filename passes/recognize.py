@@ -102,7 +102,7 @@ def rms_norm_between_casts(x, *, a, b, shape, eps):
     rms_norm(cast(x, dtype=a), w, normalized_shape=shape, eps=eps), dtype=b))  # fmt: skip
 def weighted_rms_norm_between_casts(x, w, *, a, b, shape, eps):
     "The same with a weight of x's dtype, itself cast or not."
-    w = w.op.inputs[0] if w.op.name == "cast" else w
+    w = w.op.args[0] if w.op.name == "cast" else w
     if not _narrow(x, a, b) or w.dtype is not b:
         return None
     return rms_norm(x, w, normalized_shape=shape, eps=eps)
@@ -203,7 +203,7 @@ def recognize_softmax(x, *, d):
 @rule(lambda x, *, d: div(exp(x), sum_(exp(x), dim=d, keepdim=True)))
 def softmax_without_maximum(x, *, d):
     "Refused: exp(x) over its sum overflows where softmax does not."
-    if x.op.name == "sub" and x.op.inputs[1].op.name == "amax":
+    if x.op.name == "sub" and x.op.args[1].op.name == "amax":
         return None  # the rule above has said what there is to say
     return No("exp(x) / sum(exp(x)) overflows for large x where softmax does not", x)
 

@@ -63,11 +63,11 @@ def _place(op: Op) -> tuple[str, str]:
 
 def site_mask(op: Op) -> Mask:
     """What the mask of an `attention` op is."""
-    return classify(op.inputs[3] if len(op.inputs) > 3 else None, op.attrs["causal"])
+    return classify(op.args[3] if len(op.args) > 3 else None, op.attrs["causal"])
 
 
 def _site(op: Op, event: Event | None) -> Site:
-    q, k = op.inputs[:2]
+    q, k = op.args[:2]
     mask = site_mask(op)
     decision, reason = "attention", mask.reason
     if event is not None and isinstance(event.result, No):
