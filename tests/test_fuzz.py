@@ -283,3 +283,37 @@ def test_a_failure_is_found_and_reduced(tmp_path):
     assert len([op for op in small.ops() if op.name != "input"]) <= 4, str(small)
     path = keep(small, seed, "why", tmp_path)
     assert isomorphic(parse(path.read_text()), small)
+
+
+def test_eager_is_numpy():
+    """The eager backend and the float64 meaning agree, before and after the exact passes."""
+    torch = pytest.importorskip("torch")
+    eager = pytest.importorskip("subquad.backends").backend("eager")
+    ran = 0
+    for seed in range(FIRST, FIRST + 400):
+        graph = specimen(seed, RULES)
+        types = [t for op in graph.ops() for t in op.types]
+        if any(t.dtype.kind in "fc" and t.dtype.bits != 64 for t in types) or undefined(graph):
+            continue  # only f64 rounds as numpy does
+        try:
+            wanted = run(graph, seed)
+        except IRError:
+            continue
+        tensors = {k: torch.as_tensor(a) for k, a in weights(graph, seed).items()}
+        inputs = [torch.as_tensor(a) for a in data([v.type for v in graph.inputs], seed)]
+        for stage in (graph, exact_passes(graph)):
+            try:
+                outputs, _ = eager.compile(stage)(inputs, tensors)
+            except RuntimeError:
+                break  # a kernel that torch lacks, or operands that only our type rule lets through
+            for a, t, value in zip(wanted, outputs, graph.outputs, strict=True):
+                b = t.detach().numpy().astype(a.dtype)
+                problem = None if sensitive(graph, seed, {}, wanted) else agree(a, b)
+                assert not problem, f"seed {seed}, {value}: {problem}\n{graph}"
+        ran += 1
+    assert ran >= 10
+
+
+def agree(a, b) -> str | None:
+    """As `difference`, without signs of zeros: torch's kernels do not keep them."""
+    return difference(a + 0.0, b + 0.0, 1e-9) if a.dtype.kind == "f" else difference(a, b)
