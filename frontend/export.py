@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..ir import CaptureError
+from .containers import UNKNOWN, register_containers, registering_outputs
 from .decisions import Decided, decisions
 from .source import raised_at
 from .untouched import unchanged
@@ -45,7 +46,7 @@ def export(
     dynamic_shapes: as torch.export takes it, with a plain string for a named `Dim`; True for every
     axis of every tensor. Raises CaptureError with the user's line and torch's reason.
     """
-    _register_dataclasses((args, kwargs))
+    register_containers((args, kwargs))
     shapes = normalise_shapes(model, args, kwargs, dynamic_shapes)
 
     def attempt(strict: bool) -> Exported:
@@ -59,8 +60,8 @@ def export(
         return attempt(strict=False)
     except Exception as error:
         first = error
-    if "in output, which is not a known type" in str(first):
-        with _registering_outputs(model):
+    if UNKNOWN in str(first):
+        with registering_outputs(model):
             try:
                 return attempt(strict=False)
             except Exception as error:
@@ -88,11 +89,11 @@ def explained(model: Any, error: BaseException) -> CaptureError:
             f"{name} does not keep the sizes that dynamic_shapes leaves open: {_violations(error)}.{at}\n"
             "    Use torch.export.Dim.AUTO for those axes, or leave them out of dynamic_shapes"
         )
-    if "in output, which is not a known type" in str(error) or "Unsupported input type" in str(error):
+    if UNKNOWN in str(error) or "Unsupported input type" in str(error):
         return CaptureError(
             f"{name} takes or returns a container torch cannot open: {reason}.{at}\n"
             "    Register it with torch.utils._pytree.register_pytree_node, or use tuples, lists, dicts "
-            "or dataclasses; for a Hugging Face cache pass use_cache=False"
+            "or dataclasses"
         )
     return CaptureError(f"torch.export could not capture {name}: {kind}: {reason}{at}")
 
@@ -134,34 +135,6 @@ def normalise_shapes(
 
 def _every_axis(leaf: Any) -> Any:
     return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
-
-
-def _register_dataclasses(tree: Any) -> None:
-    """Register the dataclasses in a structure with pytree, outermost first, so that export sees in."""
-    while True:
-        new = {type(leaf) for leaf in pytree.tree_leaves(tree) if _openable(leaf)}
-        if not new:
-            return
-        for kind in new:
-            torch.export.register_dataclass(kind)
-
-
-def _openable(leaf: Any) -> bool:
-    return is_dataclass(leaf) and not isinstance(leaf, (type, torch.Tensor)) and not _known(type(leaf))
-
-
-def _known(kind: type) -> bool:
-    return kind in pytree.SUPPORTED_NODES
-
-
-@contextlib.contextmanager
-def _registering_outputs(model: nn.Module) -> Iterator[None]:
-    """A block in which dataclasses that forward returns are registered just before torch looks."""
-    handle = model.register_forward_hook(lambda *call: _register_dataclasses(call[2]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 _CHATTER = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils", "torch.export._trace")

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..ir import CaptureError
 from .aten import DTYPE_OF
+from .containers import is_cache
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
@@ -98,8 +99,14 @@ def check_call(
             f"{type(model).__name__}.forward{signature} does not take these arguments: {error}"
         ) from None
     home = next((p.device for p in model.parameters()), None)
-    for path, leaf in pytree.tree_leaves_with_path(bound.arguments):
+    leaves = pytree.tree_leaves_with_path(bound.arguments, is_leaf=lambda x: is_cache(type(x)))
+    for path, leaf in leaves:
         what = f"input {leaf_name(path)!r}"
+        if is_cache(type(leaf)):
+            raise CaptureError(
+                f"{what} is a {type(leaf).__name__}, which the model changes in place, and a graph takes only "
+                "tensors; capture the forward over whole sequences, without past_key_values"
+            )
         if isinstance(leaf, torch.Tensor):
             refuse_tensor(leaf, what)
             if home is not None and leaf.device != home and leaf.dim():

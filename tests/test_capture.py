@@ -14,7 +14,7 @@ from zoo import assert_same, copied, optimized
 from subquad.frontend import capture
 from subquad.frontend.fx import import_nodes, tensor_type
 from subquad.frontend.symbols import Names
-from subquad.ir import evaluate, parse
+from subquad.ir import CaptureError, evaluate, parse
 from subquad.ir.core import OPS
 
 torch.manual_seed(0)
@@ -352,3 +352,24 @@ def test_hugging_face_static_is_bit_equal():
     fast = optimized(model, (), kwargs)
     with torch.no_grad():
         assert_same(model(**kwargs), fast(**kwargs))
+
+
+def test_hugging_face_cache():
+    """A cache among the results is rebuilt, tensors and all; one among the inputs is refused."""
+    model, kwargs = hugging_face("gpt2")
+    model.eval()
+    kwargs = {"input_ids": kwargs["input_ids"]}
+    fast = optimized(model, (), kwargs)
+    with torch.no_grad():
+        expected, given = model(**kwargs), fast(**kwargs)
+        assert_same(expected.logits, given.logits)
+        caches = expected.past_key_values, given.past_key_values
+        assert type(caches[0]) is type(caches[1])
+        assert caches[0].get_seq_length() == caches[1].get_seq_length() == 10
+        for a, b in zip(caches[0].layers, caches[1].layers, strict=True):
+            assert type(a) is type(b)
+            assert_same((a.keys, a.values), (b.keys, b.values))
+        step = kwargs["input_ids"][:, :1]
+        assert_same(*(model(input_ids=step, past_key_values=cache).logits for cache in caches))
+        with pytest.raises(CaptureError, match="past_key_values"):
+            capture(model, (), {"input_ids": step, "past_key_values": caches[0]})
