@@ -1,6 +1,6 @@
 """IR -> something that runs: eager torch, Inductor, MLIR."""
 
-from . import eager
+from . import eager, mlir
 from .base import BACKENDS, Backend, Executable, backend, register
 
-__all__ = ["BACKENDS", "Backend", "Executable", "backend", "eager", "register"]
+__all__ = ["BACKENDS", "Backend", "Executable", "backend", "eager", "mlir", "register"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .core import Op, Value
 from .dims import symbols
-from .errors import IRError
+from .errors import BackendError, IRError
 from .types import TensorType
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ class Graph:
     updates: new contents for a buffer (its param name) or an input (its name) after the call.
     facts: `(symbol, low, high | None)` ranges that capture promised; a symbol without one is >= 0.
     """
+
+    exporters: ClassVar[dict[str, Callable[..., str]]] = {}
+    """Other languages a graph can be written in, by name; the rooms that speak them fill it."""
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class Graph:
         if not (self.name[0].isalpha() or self.name[0] == "_"):
             raise IRError(f"the name of graph {self.name!r} must start with a letter")
         if len(set(inputs)) < len(inputs):
-            raise IRError(f"graph {self.name!r} has two inputs of one name: {', '.join(inputs)}")
+            raise IRError(f"graph {self.name!r} has two inputs of one name: {', '.join(map(str, inputs))}")
         declared, params = set(self.inputs), dict[str, TensorType]()
         for op in self.ops():
             name = op.attrs["name"] if op.name in ("input", "param") else ""
@@ -149,6 +152,19 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {len(self.ops())} ops>"
+
+    def to_mlir(self, sizes: Mapping[str, int] | None = None) -> str:
+        """The graph as one function of MLIR's torch dialect; see `subquad.backends.mlir.emit`.
+
+        sizes: a number for each symbolic dim, `{"n": 128}`. Needs torch, but not torch-mlir. Raises
+        BackendError for an op or dtype that torch-mlir lacks, and for a dim without a size.
+        """
+        if "mlir" not in self.exporters:
+            raise BackendError(
+                f"graph {self.name!r} cannot be written as MLIR: what writes it is not loaded; "
+                "import subquad.backends first (it needs torch)"
+            )
+        return self.exporters["mlir"](self, sizes)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """Ops as nodes (attributes name, types, source), values as edges (attributes type, slot).

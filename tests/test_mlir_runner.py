@@ -6,8 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from subquad.backends import mlir
-from subquad.backends.mlir import MLIRError, compile_cpu, lower_to_linalg
+from subquad.backends.mlir import MLIRError, compile_cpu, lower_to_linalg, runner
 
 pytest.importorskip("torch_mlir")
 
@@ -230,7 +229,7 @@ def test_does_without_torch():
     text = add("float32", 2, 3)
     program = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("mlir", {mlir.__file__!r})
+spec = importlib.util.spec_from_file_location("mlir", {runner.__file__!r})
 mlir = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(mlir)
 mlir.compile_cpu(mlir.lower_to_linalg({text!r}))
