@@ -104,7 +104,10 @@ def spelled(weights: Value, v: Value) -> Value | No:
     mask = _joined(found, softmax)
     if isinstance(mask, No):
         return mask
-    return four_axes(q, k, v, mask, found.scale, weights)
+    try:
+        return four_axes(q, k, v, mask, found.scale, weights, softmax)
+    except IRError as error:
+        return No(f"heads do not line up: {error}", weights)
 
 
 def scores(x: Value) -> Scores | No:
@@ -128,7 +131,7 @@ def scores(x: Value) -> Scores | No:
     if op.name == "reshape" and op.args[0].shape[-2:] == x.shape[-2:]:
         found = scores(op.args[0])
         if isinstance(found, Scores) and (found.masks or found.keeps):
-            return _refolded(found, x.shape)
+            return _refolded(found, op.args[0].shape, x.shape)
         return found
     if op.name == "add":
         for this, other in (op.args, op.args[::-1]):
@@ -137,6 +140,9 @@ def scores(x: Value) -> Scores | No:
                 if isinstance(found, Scores):
                     found.masks.append(other)
                 return found
+        for this in op.args:  # for the reason: which of the two were scores is not known
+            if this.shape == x.shape and this.op.name not in ("expand", "param", "input"):
+                return scores(this)
     if op.name == "where":
         condition, kept, masked = op.args
         if uniform(kept) is not None:
@@ -167,12 +173,17 @@ def _product(x: Value) -> bool:
     return x.op.name == "matmul"
 
 
-def _refolded(found: Scores, shape: tuple[Dim, ...]) -> Scores | No:
+def _refolded(
+    found: Scores, before: tuple[Dim, ...], shape: tuple[Dim, ...]
+) -> Scores | No:
+    """The masks of scores that are reshaped from `before` to `shape`, batch and heads only."""
     for group in (found.masks, found.keeps):
         for i, mask in enumerate(group):
-            if mask.rank > 2 and any(d != 1 for d in mask.shape[:-2]):
-                return No("heads are folded after a mask of their own", mask)
-            group[i] = reshape(mask, shape=(1,) * (len(shape) - 2) + mask.shape[-2:])
+            lead = mask.shape[:-2]
+            if lead not in (before[:-2], (), (1,) * len(lead)):
+                return No("heads are folded after a mask that some of them share", mask)
+            folded = shape[:-2] if lead == before[:-2] else (1,) * (len(shape) - 2)
+            group[i] = reshape(mask, shape=(*folded, *(1, 1, *mask.shape)[-2:]))
     return found
 
 
@@ -225,45 +236,36 @@ def _joined(found: Scores, softmax: Value) -> Value | No | None:
 
 
 def four_axes(
-    q: Value, k: Value, v: Value, mask: Value | None, scale: float, weights: Value
+    q: Value, k: Value, v: Value, mask: Value | None, scale: float, weights: Value, softmax: Value
 ) -> Value | No:
-    """`attention` on operands brought to [b, h, n, d], and its result as the matmul shaped it."""
-    rank = weights.rank
-    if q.rank != k.rank or v.rank != rank:
-        return No(f"q, k and v have {q.rank}, {k.rank} and {v.rank} axes", v)
-    batch = weights.shape[:-2]
-    if q.rank != rank:
-        return No("heads are folded between the scores and the weights", weights)
-    out = (*batch, weights.shape[-2], v.shape[-1])
-    if rank == 4:
-        fold = batch
-    elif rank == 3:
-        fold = _unfolded(q, k, v) or (batch[0], 1)
-    elif rank == 2:
-        fold = (1, 1)
+    """`attention` on operands brought to [b, h, n, d], and its result as the matmul shaped it.
+
+    Heads may be folded into the batch in the products and apart in the softmax, or the reverse.
+    """
+    if softmax.rank == 4:
+        fold = softmax.shape[:2]
+    elif weights.rank == 4:
+        fold = weights.shape[:2]
+    elif softmax.rank in (2, 3):
+        fold = _unfolded(q, k, v) or (1, *softmax.shape[:-2], 1)[-2:]
     else:
-        return No(f"the scores have {rank} axes", weights)
+        return No(f"the scores have {softmax.rank} axes", softmax)
+    if broadcast(weights.shape[:-2], v.shape[:-2]) != weights.shape[:-2]:
+        return No("the values have batches that the weights have not", v)
+    if mask is not None and softmax.rank < 4:
+        lead = mask.shape[:-2]
+        mask = _reshaped(mask, (*((1, 1) if lead in ((), (1,)) else fold), *(1, 1, *mask.shape)[-2:]))
     operands = []
     for x in (q, k, v):
-        if rank == 4 and x.shape[:2] != batch:
-            x = expand(x, size=(*batch, *x.shape[2:]))
+        if x.rank == 4 and x.shape[:2] != fold:
+            x = expand(x, size=(*fold, *x.shape[2:]))
         operands.append(_reshaped(x, (*fold, *x.shape[-2:])))
-    if mask is not None:
-        lead = (1,) * (rank - mask.rank) + mask.shape[:-2] if mask.rank >= 2 else ()
-        if mask.rank < 2:
-            lead, mask = (), _reshaped(mask, (1,) * (2 - mask.rank) + mask.shape)
-        if rank == 4:
-            pass
-        elif lead and lead != (1,):
-            mask = _reshaped(mask, (*fold, *mask.shape[-2:]))
-        else:
-            mask = _reshaped(mask, (1, 1, *mask.shape[-2:]))
     attrs = {"scale": scale, "causal": False, "safe": mask is None}
     q, k, v = operands
     result = simplified(q, k, v, mask, attrs=attrs)
     if result is None:
         result = attention_op(q, k, v, mask, **attrs)
-    return _reshaped(result, out)
+    return _reshaped(result, (*weights.shape[:-1], v.shape[-1]))
 
 
 def _reshaped(x: Value, shape: tuple[Dim, ...]) -> Value:

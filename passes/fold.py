@@ -6,6 +6,7 @@ where an elementwise op takes it. Weights are not touched: their data is not her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,6 +103,8 @@ def fold_sums_of_zero(op: Op, inputs: Sequence[Value | None]) -> Value | None:
     """Running and plain sums of zeros, triangles of zeros."""
     if op.name not in ("cumsum", "sum", "tril", "triu") or uniform(inputs[0]) != 0:
         return None
+    if math.copysign(1, uniform(inputs[0])) < 0:
+        return None  # -0.0 keeps its sign in some of them
     zero = {"b": False, "i": 0, "u": 0, "f": 0.0}.get(op.types[0].dtype.kind)
     return None if zero is None else constant(zero, op.types[0])
 

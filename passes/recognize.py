@@ -232,12 +232,26 @@ def recognize_rope(x, cos, sin, *, d, h, e):
     return rope(x, cos, sin) if whole.type == x.type else No("cos and sin widen x", x)
 
 
+# the same on some of the features (GPT-NeoX, Phi): a slice of a slice is one slice by now
+@rule(
+    lambda x, cos, sin, *, d, s, m, e: slice_(x, dim=d, start=s, end=e) * cos
+    + cat(neg(slice_(x, dim=d, start=m, end=e)), slice_(x, dim=d, start=s, end=m), dim=d) * sin
+)
+def recognize_partial_rope(x, cos, sin, *, d, s, m, e):
+    "part * cos + rotate_half(part) * sin for a part of the features."
+    if d != x.rank - 1 or m - s != e - m:
+        return No(f"it rotates features {s} to {e} around {m} along axis {d}", x)
+    part = slice_(x, dim=d, start=s, end=e)
+    whole = add(mul(part, cos), mul(part, sin))
+    return rope(part, cos, sin) if whole.type == part.type else No("cos and sin widen x", x)
+
+
 RULES: tuple[Rule, ...] = (
     recognize_rms_norm, recognize_layer_norm, rms_norm_weight, layer_norm_weight, layer_norm_bias,
     rms_norm_between_casts, weighted_rms_norm_between_casts, recognize_sigmoid, recognize_silu,
     recognize_gelu_tanh, recognize_gelu_erf, recognize_gelu_erf_divided, recognize_swiglu,
     recognize_geglu, recognize_softmax, softmax_without_maximum, recognize_log_softmax,
-    recognize_rope,
+    recognize_rope, recognize_partial_rope,
 )  # fmt: skip
 """Every rule of the pass, in the order they are tried."""
 
