@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -69,6 +70,7 @@ def capture(
     """
     model = check_model(model)
     args, kwargs = check_call(model, args, kwargs)
+    model = model if isinstance(model, ExportedProgram) else _twin(model)
     decided = Decided()
     with EXPORT_LOCK, torch.inference_mode(False):
         if isinstance(model, ExportedProgram):
@@ -84,6 +86,19 @@ def capture(
         except Exception as error:
             raise CaptureError(f"torch could not lower the exported program: {first_line(error)}") from error
         return _Converter(model, program, lowered, shapes, decided).run()
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """The modules of `model`, copied around the same tensors.
+
+    torch.export puts fake tensors into a model while it traces, and other threads may be running it.
+    A model that cannot be copied is traced itself.
+    """
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, tensors)  # deepcopy takes what is in its memo for copied
+    except Exception:
+        return model
 
 
 class _Converter:

@@ -104,8 +104,8 @@ def check_call(
         what = f"input {leaf_name(path)!r}"
         if is_cache(type(leaf)):
             raise CaptureError(
-                f"{what} is a {type(leaf).__name__}, which the model changes in place, and a graph takes only "
-                "tensors; capture the forward over whole sequences, without past_key_values"
+                f"{what} is a {type(leaf).__name__}, which the model changes in place, and a graph takes "
+                "only tensors; capture the forward over whole sequences, without past_key_values"
             )
         if isinstance(leaf, torch.Tensor):
             refuse_tensor(leaf, what)

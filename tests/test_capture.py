@@ -275,8 +275,8 @@ def test_the_model_is_not_changed():
 
 
 def test_conversion_keeps_up():
-    """The part that is ours, from nodes to ops: a model of 600 nodes in well under a second."""
-    model = nn.Sequential(*(zoo.Mlp() for _ in range(200))).eval()
+    """The part that is ours, from nodes to ops: a model of 180 nodes in a fraction of a second."""
+    model = nn.Sequential(*(zoo.Mlp() for _ in range(60))).eval()
     program = torch.export.export(model, (torch.randn(2, 8),)).run_decompositions({})
     names = Names()
     inputs = {
@@ -285,7 +285,7 @@ def test_conversion_keeps_up():
     }  # fmt: skip
     start = time.process_time()
     imported = import_nodes(program.graph_module, inputs, names)
-    assert len(imported.values) == 600 + len(inputs) and time.process_time() - start < 2
+    assert len(imported.values) == 180 + len(inputs) and time.process_time() - start < 1
 
 
 # ---- Hugging Face --------------------------------------------------------------------------------
