@@ -293,7 +293,9 @@ def outer(*, self, vec2, out):
 @adapter("addmm.default", "baddbmm.default", "addmv.default", "addr.default")
 def addmm(*, self, beta, alpha, out, mat1=None, mat2=None, batch1=None, batch2=None, mat=None, vec=None,
           vec1=None, vec2=None):  # fmt: skip
-    """beta * self + alpha * (a @ b)."""
+    """beta * self + alpha * (a @ b); a bias for each column makes it a linear layer."""
+    if mat1 is not None and self.rank == 1 and alpha == beta == 1 and self.shape == mat2.shape[1:]:
+        return ops.linear(mat1, ops.permute(mat2, dims=(1, 0)), self)
     if mat is not None:
         product = matmul(self=mat, other=vec, out=out)
     elif vec1 is not None:
@@ -307,7 +309,9 @@ def addmm(*, self, beta, alpha, out, mat1=None, mat2=None, batch1=None, batch2=N
 
 @adapter("addbmm.default")
 def addbmm(*, self, batch1, batch2, beta, alpha, out):
-    """beta * self + alpha * (the sum of batch1 @ batch2)."""
+    """beta * self + alpha * (the sum of batch1 @ batch2), where that need not round in between."""
+    if self.dtype.bits < 32:
+        return None
     product = times(ops.sum(ops.matmul(batch1, batch2), dim=0), alpha)
     return product if beta == 0 else ops.add(product, times(self, beta))
 

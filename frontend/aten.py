@@ -92,8 +92,7 @@ def find_overload(name: str) -> Any:
 
 def _importers(name: str) -> tuple[Importer, ...]:
     if name not in _cache:
-        schema = find_overload(name)._schema
-        plain = [by_schema(OPS[op], schema) for op in declared().get(name, ())]
+        plain = [by_schema(OPS[op], find_overload(name)) for op in declared().get(name, ())]
         _cache[name] = (ADAPTERS[name], *plain) if name in ADAPTERS else tuple(plain)
     return _cache[name]
 
@@ -134,7 +133,7 @@ def _bind(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[s
     return bound
 
 
-def by_schema(defn: OpDef, schema: Any) -> Importer:
+def by_schema(defn: OpDef, overload: Any) -> Importer:
     """An importer that follows the order of operands and the names of attributes.
 
     It raises IRError for what the op refuses, and for arguments it has no place for.
@@ -143,7 +142,7 @@ def by_schema(defn: OpDef, schema: Any) -> Importer:
     def importer(*, out: tuple[TensorType, ...], **given: Any) -> Any:
         operands: list[Any] = []
         attrs: dict[str, Any] = {}
-        for argument in schema.arguments:
+        for argument in overload._schema.arguments:
             name, value = argument.name, given[argument.name]
             if name in defn.attr_kinds:
                 if value is not None or defn.attr_kinds[name].optional:
@@ -159,7 +158,7 @@ def by_schema(defn: OpDef, schema: Any) -> Importer:
                 raise IRError(f"{defn.name} has no place for {name}={value!r}")
         if defn.random:
             attrs["key"] = fresh_key()
-        return defn(*coerced(defn, operands), **attrs)
+        return defn(*coerced(defn, operands, torch.Tag.pointwise in overload.tags), **attrs)
 
     return importer
 
@@ -178,8 +177,8 @@ def is_tensor(type: Any) -> bool:
     return "Tensor" in str(type)
 
 
-def coerced(defn: OpDef, operands: Sequence[Any]) -> list[Any]:
-    """Operands as torch would convert them: ints to float for math, numbers to bool for logic."""
+def coerced(defn: OpDef, operands: Sequence[Any], is_math: bool) -> list[Any]:
+    """Operands as torch would convert them: numbers to bool for logic, ints to float for math."""
     params = defn.params
     result = []
     for i, x in enumerate(operands):
@@ -190,7 +189,7 @@ def coerced(defn: OpDef, operands: Sequence[Any]) -> list[Any]:
         elif isinstance(x, Value) and x.dtype.kind not in kinds:
             if kinds == "b":
                 x = OPS["cast"](x, dtype=bool_)
-            elif "f" in kinds and "i" not in kinds and x.dtype.kind in "bui":
+            elif is_math and "f" in kinds and "i" not in kinds and x.dtype.kind in "bui":
                 x = OPS["cast"](x, dtype=f32)
         result.append(x)
     return result

@@ -67,6 +67,8 @@ def cases(dtype: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
         "bernoulli.p": [(x, 0.5)], "norm.ScalarOpt_dtype": [],
         "upsample_nearest1d.vec": [(t(1, 2, 3), None, [2.0])], "upsample_nearest2d.vec": [(t(1, 2, 3, 3), [6, 9], None)],
         "upsample_nearest3d.vec": [(t(1, 1, 2, 2, 2), None, [2.0, 1.0, 3.0])],
+        "upsample_nearest1d.default": [(t(1, 2, 3), [6])], "upsample_nearest2d.default": [(t(1, 2, 3, 3), [6, 9])],
+        "upsample_nearest3d.default": [(t(1, 1, 2, 2, 2), [4, 2, 6])],
         "max_pool1d.default": [pools[1]], "max_pool1d_with_indices.default": [pools[1]],
         "max_pool2d.default": [pools[2]], "max_pool3d.default": [pools[3]],
         "cudnn_batch_norm.default": [], "_weight_norm_interface.default": [], "_reshape_alias.default": [],
@@ -186,7 +188,9 @@ def samples(info: Any, dtype: torch.dtype) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            yield from info.sample_inputs("cpu", dtype, requires_grad=False)
+            # not info.sample_inputs: it walks the stack for the name of the running test, each time
+            torch.manual_seed(0)
+            yield from info.sample_inputs_func(info, "cpu", dtype, False)
         except Exception:
             return
 
@@ -223,7 +227,7 @@ def error_calls() -> list[tuple[Any, Any, Any]]:
         if info.error_inputs_func is None:
             continue
         try:
-            errors = list(info.error_inputs("cpu"))
+            errors = list(info.error_inputs_func(info, "cpu"))
         except Exception:
             continue
         for error in errors:
