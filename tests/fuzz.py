@@ -309,7 +309,10 @@ def specimen(seed: int, rules: Sequence[Rule] = (), *, symbols: Sequence[str] = 
             maker.input(maker.type("f"))
         for _ in range(maker.rng.randint(4, 20)):
             if rules and maker.rng.random() < 0.3:
+                maker.famous = maker.rng.random() < 0.2
+                maker.sources = maker.rng.choice((0.1, 0.1, 0.5))
                 maker.plant(maker.rng.choice(rules))
+                maker.famous, maker.sources = False, 0.1
             else:
                 maker.step()
         used = {v for value in maker.values for v in value.op.operands}
