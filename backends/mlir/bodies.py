@@ -13,14 +13,14 @@ from ...ir.ops import reduce as r
 from ...ir.ops import shape
 from ...ir.ops.activation import as_dtype
 from ...ir.ops.graph import const
-from ...ir.types import f32, i64, product
+from ...ir.types import bool_, f32, i64, product
 
 UNSAFE = frozenset({
     "pow.Tensor_Scalar", "fmod.Scalar", "all.dims", "all.dim", "sort.stable", "xlogy.Tensor",
     "xlogy.Scalar_Other", "xlogy.Scalar_Self", "prelu.default", "clamp.default",
     "clamp_min.default", "clamp_max.default", "hardtanh.default", "relu6.default",
     "hardsigmoid.default", "hardswish.default", "hardshrink.default", "softshrink.default",
-    "logit.default", "nan_to_num.default",
+    "logit.default", "nan_to_num.default", "logaddexp.default", "log_sigmoid.default",
 })  # fmt: skip
 """Overloads that torch-mlir parses and does not lower, or lowers to something else."""
 
@@ -77,7 +77,7 @@ def over_axes(defn: Any, x: Value, *, dim: tuple[int, ...], keepdim: bool, **res
     return widened(defn, x, dim=dim, keepdim=keepdim, **rest)
 
 
-@body("prod", "cumsum", "cumprod", "logcumsumexp")
+@body("prod", "cumsum", "cumprod")
 def over_axis(defn: Any, x: Value, *, dim: int | None, **rest: Any) -> Any:
     """As `over_axes`, for what takes one axis."""
     if not x.rank or dim is None:
@@ -105,7 +105,8 @@ def widened(defn: Any, x: Value, **attrs: Any) -> Any:
 def variance(defn: Any, x: Value, *, dim: tuple[int, ...], correction: float, keepdim: bool) -> Any:
     """With fewer elements than the correction, torch divides by zero, torch-mlir by less."""
     axes = dim or tuple(range(x.rank))
-    if product(x.shape[a] for a in axes) > correction:
+    count = product(x.shape[a] for a in axes)
+    if isinstance(count, int) and count > correction:
         return over_axes(defn, x, dim=dim, correction=correction, keepdim=keepdim)
     if not x.rank:
         return variance(defn, shape.reshape(x, shape=(1,)), dim=(0,), correction=correction, keepdim=False)
@@ -133,6 +134,19 @@ def logsumexp(defn: Any, x: Value, *, dim: tuple[int, ...], keepdim: bool) -> An
     total = e.log(r.sum_(e.exp(y - high), dim=axes, keepdim=True)) + high
     wanted = r.reduced(x.type, axes, keepdim)
     return as_dtype(shape.reshape(total, shape=wanted), x.dtype)
+
+
+@body("logcumsumexp")
+def logcumsumexp(defn: Any, x: Value, *, dim: int) -> Any:
+    """A logsumexp over each beginning: torch-mlir sums exponentials that may overflow."""
+    if not x.rank:
+        return x
+    n, last = x.shape[dim], x.rank
+    wide = shape.reshape(x, shape=(*x.shape[: dim + 1], 1, *x.shape[dim + 1 :]))
+    rows = shape.expand(wide, size=(*x.shape[: dim + 1], n, *x.shape[dim + 1 :]))
+    ones = shape.expand(const(value=True, dtype=bool_), size=(n, n))
+    before = shape.reshape(shape.triu(ones), shape=(n, n, *(1,) * (last - dim - 1)))
+    return r.logsumexp(e.where(before, rows, -math.inf), dim=(dim,))
 
 
 @body("argmax", "argmin", "sort", "topk", "softmax", "log_softmax", "flip")
@@ -196,11 +210,29 @@ def isinf(defn: Any, x: Value) -> Any:
 
 @body("hypot")
 def hypot(defn: Any, a: Value, b: Value) -> Any:
-    """The larger leg taken out, so that squares do not overflow."""
+    """The larger leg taken out, so that squares do not overflow; an infinite one outweighs NaN."""
     a, b = e.abs_(a), e.abs_(b)
     high, low = e.maximum(a, b), e.minimum(a, b)
     ratio = e.where(e.eq(high, low), 1.0, low / high)
-    return e.where(e.eq(high, 0), high, high * e.sqrt(ratio * ratio + 1.0))
+    length = e.where(e.eq(high, 0), high, high * e.sqrt(ratio * ratio + 1.0))
+    return e.where(e.logical_or(e.isinf(a), e.isinf(b)), math.inf, length)
+
+
+@body("reciprocal")
+def reciprocal(defn: Any, x: Value) -> Any:
+    """torch-mlir ends the process at a zero."""
+    return 1.0 / x
+
+
+@body("fmod")
+def fmod(defn: Any, a: Value, b: Value) -> Any:
+    """What is left by infinity is all of it."""
+    dtype = elementwise(a.type, b.type).dtype
+    if not dtype.is_float:
+        return None
+    a, b = as_dtype(a, dtype), as_dtype(b, dtype)
+    whole = e.logical_and(e.isinf(b), e.isfinite(a))
+    return e.where(whole, a, a - e.trunc(a / b) * b)
 
 
 @body("maximum", "minimum")

@@ -161,6 +161,8 @@ class Emitter(Lowering):
     def _op(self, op: Op, operands: list[Any]) -> list[Any]:
         if self.guarded:
             operands = self._guarded(op, operands)
+        if op.defn.random:
+            raise BackendError(f"the mlir backend cannot run {_what(op)}{_at(self.source)}")
         body = respelled(op)
         if body is not None:
             return self._inline(body, operands)
@@ -175,7 +177,7 @@ class Emitter(Lowering):
                 return self.write(op, overload, *fitted)
         if op.defn.body is not None:
             return self._inline(body_graph(op), operands)
-        raise BackendError(f"the mlir backend cannot run {_what(op)}{_at(op.source or self.source)}")
+        raise BackendError(f"the mlir backend cannot run {_what(op)}{_at(self.source)}")
 
     def _inline(self, body: Graph, operands: list[Any]) -> list[Any]:
         inner = dict(zip(body.inputs, [x for x in operands if x is not None], strict=True))
@@ -325,7 +327,7 @@ def _signless(dtype: DType) -> str:
 def _what(op: Op) -> str:
     if op.name == "opaque":
         return f"{op.attrs['target']}, which is outside the vocabulary"
-    return f"{op!r}"
+    return f"{op!r}, which is random: its numbers would not be torch's" if op.defn.random else f"{op!r}"
 
 
 def _at(source: str) -> str:

@@ -1,0 +1,474 @@
+"""The MLIR backend against the numpy meaning of every op: a second opinion without torch's kernels."""
+
+import random
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from fuzz import Maker, data, difference, specimen
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import subquad
+from subquad.backends import backend
+from subquad.backends.base import TORCH_DTYPE
+from subquad.backends.mlir import MLIRExecutable, emit, lower_to_linalg
+from subquad.frontend import capture
+from subquad.ir import DTYPES, OPS, Graph, IRError, TensorType, building, evaluate, symbol
+from subquad.ir.core import rebuild
+from subquad.ir.errors import BackendError
+
+pytest.importorskip("torch_mlir")
+
+SOURCES = {"input", "param", "const", "size"}
+NOT_COVERED = {
+    "opaque": "outside the vocabulary: there is no meaning to compare with",
+    "dropout": "random", "rand": "random", "randn": "random", "randint": "random",
+    "bernoulli": "random", "bernoulli_p": "random",
+}  # fmt: skip
+"""Ops that MLIR refuses, and why. This may shrink."""
+
+INFINITE = {"attention", "linear_attention", "layer_norm", "rms_norm", "logsumexp", "vector_norm"}
+INDEXED = {"embedding", "gather", "index_select", "index", "index_put", "scatter", "scatter_add"}
+DTYPE_NAMES = ("f64", "f32", "bf16")
+TOLERANCE = {16: 3e-2, 32: 3e-5, 64: 1e-9}
+
+
+def graph_of(function, *types: TensorType) -> Graph:
+    """The graph of a function over values."""
+    with building():
+        inputs = [OPS["input"](name=f"x{i}", type=t) for i, t in enumerate(types)]
+        results = function(*inputs)
+    return Graph("g", inputs, results if isinstance(results, tuple) else (results,))
+
+
+def tensor(dtype: str, *shape) -> TensorType:
+    """`tensor("f32", 2, 3)`."""
+    return TensorType(DTYPES[dtype], shape)
+
+
+# ---- every op ------------------------------------------------------------------------------------
+
+
+def pools(n: int, dtype: str):
+    """Pooling over n axes: with and without a batch, sizes rounded up or down, padding counted or not."""
+    sizes = (7, 6, 5)[:n]
+    window = dict(kernel_size=(3, 2, 3)[:n], stride=(2,) * n, padding=(1,) * n)
+    for ceil_mode in (False, True):
+        for lead in ((2, 3), (3,)):
+            x = tensor(dtype, *lead, *sizes)
+            rest = dict(window, ceil_mode=ceil_mode)
+            if n > 1:
+                dilation = (1, 2, 1)[:n]
+                yield graph_of(lambda x, r=rest, d=dilation: OPS[f"max_pool{n}d"](x, dilation=d, **r), x)
+            for counted in (False, True):
+                rest["count_include_pad"] = counted
+                yield graph_of(lambda x, r=dict(rest): OPS[f"avg_pool{n}d"](x, **r), x)
+    yield graph_of(lambda x: OPS[f"adaptive_avg_pool{n}d"](x, output_size=(3, 2, 5)[:n]), x)
+
+
+def convolutions(dtype: str):
+    """Strided, grouped, dilated, transposed, over one to three axes."""
+
+    def case(x, w, b=True, **attrs):
+        n = len(x) - 2
+        attrs = {"stride": (1,) * n, "padding": (0,) * n, "dilation": (1,) * n, "output_padding": (0,) * n,
+                 **attrs}  # fmt: skip
+        out = w[0] if not attrs.get("transposed") else w[1] * attrs.get("groups", 1)
+        types = [tensor(dtype, *s) for s in ((x, w, (out,)) if b else (x, w))]
+        return graph_of(lambda *values: OPS["convolution"](*values, **attrs), *types)
+
+    yield case((2, 4, 7, 8), (6, 4, 3, 3), stride=(1, 2), padding=(1, 0))
+    yield case((2, 4, 9), (6, 2, 3), False, stride=(2,), padding=(1,), dilation=(2,), groups=2)
+    yield case((1, 2, 4, 4, 4), (3, 2, 2, 2, 2))
+    yield case((2, 4, 5, 5), (4, 1, 3, 3), padding=(1, 1), groups=4)
+    yield case((2, 4, 5, 6), (4, 3, 3, 3), stride=(2, 2), padding=(1, 1), transposed=True, output_padding=(1, 0))
+    yield case((2, 4, 5), (4, 3, 3), stride=(2,), padding=(1,), transposed=True, groups=2)
+
+
+def by_hand(dtype: str):
+    """Instances that the random maker is unlikely to find."""
+    t = tensor
+    yield from convolutions(dtype)
+    for n in (1, 2, 3):
+        yield from pools(n, dtype)
+    yield graph_of(lambda x, w, b, m, v: OPS["batch_norm"](x, w, b, m, OPS["abs"](v), eps=1e-3),
+                   t(dtype, 2, 4, 3, 3), *[t(dtype, 4)] * 4)  # fmt: skip
+    for start, end, step in ((1, 8, 2), (0.5, 2.25, 0.5)):
+        yield graph_of(lambda x, a=start, b=end, c=step: x + OPS["arange"](start=a, end=b, step=c, dtype=x.dtype),
+                       t(dtype, 4))  # fmt: skip
+    for mode in ("constant", "reflect", "replicate", "circular"):
+        yield graph_of(lambda x, m=mode: OPS["pad"](x, pad=(1, 2, 2, 0), mode=m), t(dtype, 2, 3, 4, 5))
+    for mask in (t("bool", 2, 1, 5, 5), t(dtype, 5, 5)):
+        for causal in (False, True):
+            yield graph_of(lambda *x, c=causal: OPS["attention"](*x, scale=0.3, causal=c),
+                           t(dtype, 2, 4, 5, 8), t(dtype, 2, 2, 5, 8), t(dtype, 2, 2, 5, 6), mask)  # fmt: skip
+    yield graph_of(lambda x, i, j: OPS["index"](x, i, None, j), t(dtype, 3, 4, 5), t("i64", 2, 1), t("i32", 3))
+    yield graph_of(lambda x: OPS["pow"](x, 5), t("i64", 3))
+    yield graph_of(lambda x: OPS["size"](value=3, dtype=DTYPES["f32"]) * x, t(dtype, 3))
+
+
+@cache
+def hand_made(dtype: str) -> dict[str, list[Graph]]:
+    """`by_hand`, by the name of the op."""
+    found: dict[str, list[Graph]] = {}
+    for graph in by_hand(dtype):
+        for name in {op.name for op in graph.ops()} - SOURCES:
+            found.setdefault(name, []).append(graph)
+    return found
+
+
+def instances(name: str, dtype: str, count: int) -> list[Graph]:
+    """Small graphs of this op, `dtype` where it takes floats; their inputs hold small numbers."""
+    found = list(hand_made(dtype).get(name, ()))
+    for seed in range(count):
+        maker = OneDtype(seed, dtype)
+        for _ in range(300):
+            maker.inputs, maker.values = [], []
+            try:
+                with building():
+                    found.append(maker.graph(maker.op(OPS[name])))
+                break
+            except IRError:
+                continue
+    return found
+
+
+class OneDtype(Maker):
+    """A maker whose floats are of one dtype, that reads no params."""
+
+    def __init__(self, seed: int, dtype: str):
+        super().__init__(seed, sources=0.0)
+        self.floats = DTYPES[dtype]
+
+    def type(self, kinds, near=()):
+        """A type of this maker's floats, or of integers or bools."""
+        type = super().type(kinds, near)
+        return type.with_(dtype=self.floats) if type.dtype.kind in "fc" else type
+
+    def attribute(self, attr, operands):
+        """A dtype is never another float."""
+        value = super().attribute(attr, operands)
+        return self.floats if getattr(value, "kind", "") == "f" else value
+
+
+def together(graphs: list[Graph]) -> Graph:
+    """One graph of several: compiling one large module is many times as fast as many small ones."""
+    inputs, outputs = [], []
+    with building():
+        for i, graph in enumerate(graphs):
+            new = {}
+            for v in graph.inputs:
+                new[v] = OPS["input"](name=f"g{i}.{v.op.attrs['name']}", type=v.type)
+                inputs.append(new[v])
+            for op in graph.ops():
+                if op.name != "input":
+                    made = rebuild(op, tuple(None if v is None else new[v] for v in op.inputs))
+                    new.update(zip(op.results, made.results, strict=True))
+            outputs += [new[v] for v in graph.outputs]
+    return Graph("all", inputs, outputs)
+
+
+def arrays(graph: Graph, seed: int, special: bool) -> list[np.ndarray]:
+    """Numbers for the inputs of an instance; in range where they are indices."""
+    found = data([v.type for v in graph.inputs], seed, special=special)
+    if any(op.name in INDEXED for op in graph.ops()):
+        most = min([3, *(d for v in graph.inputs for d in v.shape)])
+        found = [x % most if x.dtype.kind in "iu" else x for x in found]
+    return found
+
+
+def check(graphs: list[Graph], dtype: str, special: bool = False) -> list[str]:
+    """Run instances through MLIR; what disagrees with their numpy meaning."""
+    kept, inputs, wanted = [], [], []
+    for seed, graph in enumerate(graphs):
+        given = [torch.tensor(a).to(TORCH_DTYPE[v.dtype])
+                 for a, v in zip(arrays(graph, seed, special), graph.inputs)]  # fmt: skip
+        try:
+            exact, _ = evaluate(graph, [wide(x) for x in given])
+        except IRError:  # an index out of range
+            continue
+        kept.append(graph)
+        inputs += given
+        wanted += [(graph, v, x) for v, x in zip(graph.outputs, exact, strict=True)]
+    got, _ = MLIRExecutable(together(kept), opt_level=0)(inputs, {})
+    wrong = []
+    for (graph, value, expected), found in zip(wanted, got, strict=True):
+        assert found.dtype is TORCH_DTYPE[value.dtype]
+        said = difference(expected, wide(found), TOLERANCE[DTYPES[dtype].bits])
+        if said and "sign of a zero" not in said:
+            wrong.append(f"{said}\n{graph}")
+    return wrong
+
+
+def wide(x: torch.Tensor) -> np.ndarray:
+    """As the numpy meaning wants it."""
+    return (x.double() if x.is_floating_point() else x).numpy()
+
+
+NAMES = sorted(set(OPS) - SOURCES - set(NOT_COVERED))
+BATCHES = [NAMES[i : i + 4] for i in range(0, len(NAMES), 4)]
+
+
+@pytest.mark.parametrize("names", BATCHES, ids="-".join)
+def test_every_op_means_in_mlir_what_it_means_in_numpy(names):
+    """Four ops at a time, three dtypes: one module of each dtype would cost more."""
+    for dtype in DTYPE_NAMES:
+        graphs = []
+        for name in names:
+            found = instances(name, dtype, 2 if dtype == "f64" else 1)
+            assert found or dtype != "f64", f"{name}: no instance; add one to by_hand"
+            graphs += found
+        wrong = check(graphs, dtype)
+        assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("names", BATCHES, ids="-".join)
+def test_special_numbers(names):
+    """Zeros, infinities, NaN and huge numbers, in float64 so that nothing overflows in one alone."""
+    graphs = [g for name in names if name not in INFINITE for g in instances(name, "f64", 2)]
+    wrong = check(graphs, "f64", special=True) if graphs else []
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", sorted(NOT_COVERED))
+def test_what_is_not_covered_is_refused_by_name(name):
+    if name == "opaque":
+        pytest.skip("see test_opaque_is_refused")
+    for seed in range(50):
+        maker = OneDtype(seed, "f32")
+        try:
+            with building():
+                graph = maker.graph(maker.op(OPS[name]))
+            break
+        except IRError:
+            continue
+    with pytest.raises(BackendError, match=name):
+        emit(graph)
+
+
+# ---- whole graphs --------------------------------------------------------------------------------
+
+
+def parse_mlir(text: str) -> str:
+    """The text as MLIR's own parser and verifier understand it."""
+    from torch_mlir import ir
+    from torch_mlir.dialects import torch as dialect
+
+    with ir.Context() as context:
+        dialect.register_dialect(context)
+        module = ir.Module.parse(text)
+        assert module.operation.verify()
+        return module.operation.get_asm(enable_debug_info=True)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fuzzed_graphs_are_written_and_verified(seed):
+    graph = specimen(seed)
+    try:
+        text = emit(graph)
+    except BackendError as error:
+        pytest.skip(str(error))
+    parse_mlir(text)
+    assert emit(specimen(seed)) == text  # no memory, no hash order
+
+
+class Encoder(nn.Module):
+    """Two layers of torch's own, with a buffer that counts calls."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu")
+        self.embed = nn.Embedding(50, 32)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, ids):
+        """ids i64[b,n] -> f32[b,n,32]."""
+        self.calls.add_(1)
+        return self.encoder(self.embed(ids))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return Encoder().eval()
+
+
+def test_an_encoder_gives_what_eager_torch_gives(encoder):
+    ids = torch.randint(0, 50, (2, 7))
+    fast = subquad.optimize(encoder, (ids,), backend="mlir")
+    with torch.no_grad():
+        torch.testing.assert_close(fast(ids), encoder(ids), rtol=0, atol=1e-5)
+    assert fast.calls == 1
+    parse_mlir(fast.graph.to_mlir())
+
+
+def test_open_sizes_are_compiled_when_they_come(encoder):
+    ids = torch.randint(0, 50, (2, 7))
+    shapes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    captured = capture(encoder, (ids,), dynamic_shapes=shapes)
+    run = backend("mlir").compile(captured.graph, captured.modules)
+    with torch.no_grad():
+        for shape in ((2, 7), (3, 5), (2, 7)):
+            ids = torch.randint(0, 50, shape)
+            (out,), updates = run([ids], captured.tensors)
+            torch.testing.assert_close(out, encoder(ids), rtol=0, atol=1e-5)
+            assert set(updates) == {"calls"}
+    assert len(run._compiled) == 2
+
+
+def test_halves_are_summed_in_single_precision():
+    types = [tensor("bf16", 2, 4096), tensor("f16", 2, 4096)]
+    graph = graph_of(
+        lambda x, y: (OPS["mean"](x, dim=(1,)), OPS["sum"](y, dim=(1,)), OPS["layer_norm"](x, normalized_shape=(4096,)),
+                      OPS["softmax"](y, dim=1), OPS["vector_norm"](x, dim=(1,))), *types)  # fmt: skip
+    assert not check([graph], "bf16")
+    x, y = torch.ones(2, 4096, dtype=torch.bfloat16), torch.full((2, 4096), 0.5, dtype=torch.float16)
+    (mean, total, *_), _ = MLIRExecutable(graph, 0)([x, y], {})
+    assert (mean == 1).all() and (total == 2048).all()
+
+
+# ---- the text ------------------------------------------------------------------------------------
+
+
+def test_the_text_of_a_small_graph():
+    graph = graph_of(lambda x: OPS["softmax"](x * 2.0, dim=-1), tensor("f32", 2, 3))
+    assert graph.to_mlir() == """\
+func.func @main(%arg0: !torch.vtensor<[2,3],f32> loc("x0")) -> (!torch.vtensor<[2,3],f32>) {
+  %0 = torch.vtensor.literal(dense<2.00000000000000000e+00> : tensor<f32>) : !torch.vtensor<[],f32>
+  %1 = torch.aten.mul.Tensor %arg0, %0 : !torch.vtensor<[2,3],f32>, !torch.vtensor<[],f32> -> !torch.vtensor<[2,3],f32>
+  %2 = torch.constant.int 1
+  %3 = torch.constant.none
+  %4 = torch.aten.softmax.int %1, %2, %3 : !torch.vtensor<[2,3],f32>, !torch.int, !torch.none -> !torch.vtensor<[2,3],f32>
+  return %4 : !torch.vtensor<[2,3],f32>
+}
+"""
+
+
+def test_sizes_fill_the_symbols():
+    n = symbol("n")
+    graph = graph_of(lambda x: OPS["reshape"](x, shape=(n * 2,)) / OPS["size"](value=n, dtype=DTYPES["f32"]),
+                     tensor("f32", n, 2))  # fmt: skip
+    assert "<[10],f32>" in graph.to_mlir({"n": 5})
+    assert "<[10],f32>" in graph.to_mlir(sizes={"n": 5, "unused": 1})
+    with pytest.raises(BackendError, match=r"fixed sizes: given no sizes, pass sizes=\{'n': \.\.\.\}"):
+        graph.to_mlir()
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_no_name_or_source_gets_out_of_its_quotes(name, source):
+    with building() as builder:
+        builder.source = source
+        x = OPS["input"](name="x", type=tensor("f32", 2))
+        y = x + OPS["param"](name=name, type=tensor("f32", 2))
+    graph = Graph("g", [x], [y])
+    text = emit(graph)
+    assert text.isascii() and text.count("\n") == 6
+    assert parse_mlir(text).count("torch.aten.add.Tensor") == 1
+
+
+def test_numbers_are_written_in_full():
+    values = [0.1, -0.0, float("inf"), float("-inf"), float("nan"), 1e-310, 2**-149, 1e308]
+    graph = graph_of(lambda x: tuple(x * 0.0 + OPS["const"](value=v, dtype=DTYPES["f64"]) for v in values),
+                     tensor("f64", 1))  # fmt: skip
+    got, _ = MLIRExecutable(graph, 0)([torch.zeros(1, dtype=torch.float64)], {})
+    np.testing.assert_array_equal(np.concatenate(got), values)
+    # a f32 constant beside f64 counts as the number it is
+    graph = graph_of(lambda x: x * OPS["const"](value=0.1, dtype=DTYPES["f32"]), tensor("f64", 1))
+    ((got,), _) = MLIRExecutable(graph, 0)([torch.ones(1, dtype=torch.float64)], {})
+    assert got.item() == 0.1
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def test_opaque_is_refused():
+    with building() as builder:
+        x = OPS["input"](name="x", type=tensor("f32", 4))
+        builder.source = "model.fft (fft.py:7)"
+        y = OPS["opaque"](x, target="aten.fft_fft.default", args=(), types=(tensor("c64", 4),))
+    with pytest.raises(BackendError, match=r"aten\.fft_fft\.default.*outside the vocabulary\n    at model\.fft"):
+        backend("mlir").compile(Graph("g", [x], [y]))
+
+
+@pytest.mark.parametrize("dtype", ["f8e4m3", "u16", "c32"])
+def test_a_dtype_without_a_word_is_refused(dtype):
+    graph = graph_of(lambda x: OPS["reshape"](x, shape=(4,)), tensor(dtype, 2, 2))
+    with pytest.raises(BackendError, match=f"'x0' is {dtype}.*MLIR has no {dtype}"):
+        emit(graph)
+
+
+@pytest.mark.parametrize("name, shape", [("embedding", (5, 2)), ("gather", (5,)), ("index_select", (5, 2)),
+                                         ("index", (5, 2))])  # fmt: skip
+def test_an_index_out_of_range_is_an_error_not_the_end(name, shape):
+    attrs = {} if name in ("index", "embedding") else {"dim": 0}
+    graph = graph_of(lambda x, i: OPS[name](x, i, **attrs), tensor("f32", *shape), tensor("i64", 3))
+    x, run = torch.randn(shape), MLIRExecutable(graph, 0)
+    last = [-5 if name == "index" else 0, 1, 4]
+    (out,), _ = run([x, torch.tensor(last)], {})
+    torch.testing.assert_close(out, x[last])
+    for bad in ([0, 5, 1], [0, 1, -6], [2**62, 0, 0]) + (() if name == "index" else ([-1, 0, 0],)):
+        with pytest.raises(BackendError, match=f"{name}.*out of range for an axis of size 5"):
+            run([x, torch.tensor(bad)], {})
+
+
+def test_gradients_are_refused(encoder):
+    ids = torch.randint(0, 50, (2, 7))
+    fast = subquad.optimize(encoder, (ids,), backend="mlir")
+    with pytest.raises(BackendError, match=r"no gradients.*torch\.no_grad\(\)"):
+        fast(ids)
+
+
+def test_other_inputs_are_refused():
+    run = MLIRExecutable(graph_of(lambda x: x * 2, tensor("f32", 3)), 0)
+    with pytest.raises(BackendError, match=r"wants f32\[3\], given torch\.float64"):
+        run([torch.zeros(3, dtype=torch.float64)], {})
+    with pytest.raises(IRError, match="axis 0 is 3, given 4"):
+        run([torch.zeros(4)], {})
+    with pytest.raises(BackendError, match="takes 1 inputs, not 2"):
+        run([torch.zeros(3)] * 2, {})
+
+
+def test_without_torch_mlir_the_pip_line_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_mlir", None)
+    with pytest.raises(BackendError, match=r"torch-mlir is not installed: pip install 'subquad\[mlir\]'"):
+        backend("mlir")
+    assert "torch.aten.mul" in graph_of(lambda x: x * 2, tensor("f32", 3)).to_mlir()  # text needs none
+
+
+def test_without_the_backends_to_mlir_says_what_to_import(monkeypatch):
+    monkeypatch.setattr(Graph, "exporters", {})
+    with pytest.raises(BackendError, match=r"import subquad\.backends"):
+        graph_of(lambda x: x * 2, tensor("f32", 3)).to_mlir()
+
+
+def test_any_strides_and_no_writing():
+    run = MLIRExecutable(graph_of(lambda x, y: (x, x + y), tensor("f32", 3, 2), tensor("u8", 2)), 0)
+    x, y = torch.randn(2, 3).T, torch.tensor([200, 255], dtype=torch.uint8)
+    (same, total), _ = run([x, y], {})
+    torch.testing.assert_close(same, x)
+    torch.testing.assert_close(total, x + y)
+    assert same.data_ptr() != x.data_ptr()
+
+
+def test_a_random_choice_of_graphs_runs():
+    """Whole graphs of the fuzzer, with the float64 ops that chains are made of."""
+    seeds = random.Random(0).sample(range(1000), 8)
+    for seed in seeds:
+        graph = specimen(seed)
+        if graph.params or any(op.defn.random for op in graph.ops()):
+            continue
+        given = [torch.tensor(a).to(TORCH_DTYPE[v.dtype]) for a, v in zip(arrays(graph, seed, False), graph.inputs)]
+        try:
+            wanted, _ = evaluate(graph, [wide(x) for x in given])
+            got, _ = MLIRExecutable(graph, 0)(given, {})
+        except (IRError, BackendError):
+            continue
+        for value, a, b in zip(graph.outputs, wanted, got, strict=True):
+            if value.dtype is DTYPES["f64"] and not any(
+                v.dtype.is_float and v.dtype.bits < 64 for op in graph.ops() for v in op.results):  # fmt: skip
+                assert difference(a, wide(b), 1e-8, pattern_only=True) is None
