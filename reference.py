@@ -15,19 +15,28 @@ NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class Widen(TorchDispatchMode):
-    """Inside this, an op that is told to make a narrow float makes a float64.
+    """Inside this, narrow floats become float64 wherever a model makes or meets them.
 
-    Models cast inside: `x.float()`, `softmax(..., dtype=torch.float32)`, `.to(torch.bfloat16)`.
+    Casts (`x.float()`, `softmax(..., dtype=torch.float32)`), tensors made in forward
+    (`torch.zeros(n)`), and weights that `Module.double()` does not know of. Views and in-place ops
+    keep the tensors they are given, so that what is written through them stays written.
     """
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        schema = func._schema
+        fixed = schema.is_mutable or any(r.alias_info is not None for r in schema.returns)
+        tensors = 0
+
         def wide(x: Any) -> Any:
+            nonlocal tensors
+            if isinstance(x, torch.Tensor):
+                tensors += 1
+                return x if fixed else double(x)
             return torch.float64 if isinstance(x, torch.dtype) and x in NARROW else x
 
         args, kwargs = tree_map(wide, args), tree_map(wide, kwargs or {})
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        return result if tensors or fixed else tree_map(double, result)
 
 
 def double(x: Any) -> Any:
@@ -42,9 +51,7 @@ def in_float64(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     wide = copy.deepcopy(model)
     if isinstance(wide, nn.Module):
         wide = wide.double()
-    args, kwargs = tree_map(
-        lambda x: double(x.clone()) if isinstance(x, torch.Tensor) else x, (args, kwargs)
-    )
+    args, kwargs = tree_map(lambda x: double(x.clone()) if isinstance(x, torch.Tensor) else x, (args, kwargs))
     torch.manual_seed(0)
     with Widen():
         return wide(*args, **kwargs)

@@ -92,14 +92,28 @@ def test_the_reference_widens_casts_inside(x):
     assert output.original.max_abs > 1e-3  # bfloat16 in the model, none in the reference
 
 
-def test_a_model_that_does_not_run_in_float64(x):
-    weight = torch.ones(32, 32)
+def test_the_reference_widens_what_a_model_makes(x):
+    weight = torch.full((32, 32), 1 / 3)
 
     def model(x):
-        return F.linear(x, weight)
+        made = torch.zeros(32, 32)
+        made[0] = 1 / 3
+        return F.linear(x, weight) + x @ made, made[:1].mul_(2.0)
 
     comparison = compare(model, model, (x,), repeats=0)
-    assert "does not run in float64" in comparison.reference
+    assert comparison.reference == "float64"
+    assert 0 < comparison.outputs[0].original.max_abs < 1e-5
+    assert comparison.outputs[1].original.max_abs < 1e-7
+
+
+def test_a_model_that_does_not_run_in_float64(x):
+    def model(x):
+        if x.dtype is not torch.float32:
+            raise TypeError("float32 only")
+        return x * 2
+
+    comparison = compare(model, model, (x,), repeats=0)
+    assert "does not run in float64: float32 only" in comparison.reference
     comparison.assert_close()
 
 
