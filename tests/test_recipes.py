@@ -97,8 +97,8 @@ def window(variance):
 FORMULAS = {
     "elu1": elu1,
     "taylor1": taylor1,
-    f"window(size={SIZE})": window(True),
-    f"window(size={SIZE},variance=false)": window(False),
+    f"window(size={SIZE},variance=true)": window(True),
+    f"window(size={SIZE})": window(False),
 }
 
 
@@ -199,7 +199,7 @@ def test_unknown_names_say_the_nearest():
     assert "passes already run: canonicalize" in caught.value.__notes__
 
 
-@pytest.mark.parametrize("spec", ["elu1", "window(size=32)", "window(size=32,variance=false)"])
+@pytest.mark.parametrize("spec", ["elu1", "window(size=32)", "window(size=32,variance=true)"])
 def test_recipe_text_round_trips(spec):
     """A recipe prints what `recipe_named` reads, also inside a pipeline."""
     assert str(recipe_named(spec)) == spec

@@ -39,7 +39,7 @@ def shifted(x: Value, by: int) -> Value:
 
 
 @recipe(paper="", kind="approximate", masks=ALL, square=True)
-def window(q, k, v, site, *, size: int = 64, variance: bool = True):
+def window(q, k, v, site, *, size: int = 64, variance: bool = False):
     """Exact softmax over the own and the neighbouring blocks of `size` tokens, plus a linear tail.
 
     All other keys T enter as one, by the cumulants of (k, v) over T, with q' = scale q:
@@ -50,6 +50,10 @@ def window(q, k, v, site, *, size: int = 64, variance: bool = True):
 
     Exact when (k, v) over T is jointly Gaussian. Causal: the local keys are the own and the
     previous block, T is what lies before. Sums over T are running sums of sums over blocks.
+
+    `variance` is off by default: on a pretrained encoder (MiniLM-L6, 512 tokens, blocks of 64) the
+    embeddings keep a cosine of 0.955 to the original without it and of 0.80 with it, because keys
+    are far from Gaussian and the exponential of their variance gives the tail too much weight.
     """
     (b, h, n, d), (_, g, _, e) = q.shape, v.shape
     each, c, near = h // g, ceildiv(n, size), (1, 0) if site.causal else (1, 0, -1)
