@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..ir.graph import Graph
 from ..ir.errors import BackendError
+from ..ir.graph import Graph
 from ..ir.types import DTYPES, DType
 
 Executable = Callable[

@@ -8,16 +8,17 @@ one compiled graph serves every size, and Dynamo can trace it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..ir.graph import Graph
 from ..ir.errors import BackendError
+from ..ir.graph import Graph
 from ..ir.interpret import bind
 from . import spellings  # noqa: F401  (fills the table of custom lowerings)
-from .base import Executable, register
+from .base import register
 from .lowering import Lowering
 
 
@@ -28,7 +29,7 @@ class EagerExecutable:
     then the params, by position, and returns the outputs and then the updates.
     """
 
-    def __init__(self, graph: Graph, graph_module: fx.GraphModule, call: object = None):
+    def __init__(self, graph: Graph, graph_module: fx.GraphModule, call: Callable[..., Any] | None = None):
         self.graph, self.graph_module = graph, graph_module
         self.params = tuple(graph.params)
         self.call = call or graph_module.forward
@@ -79,7 +80,7 @@ class Inductor(Eager):
             return f"no C++ compiler ({wanted}): install one, `apt install g++`, or use 'eager'"
         return None
 
-    def compile(self, graph: Graph, modules: Mapping[str, nn.Module] = {}) -> Executable:
+    def compile(self, graph: Graph, modules: Mapping[str, nn.Module] = {}) -> EagerExecutable:
         """The eager graph handed to torch.compile; compiled at the first call with each set of sizes."""
         module = Lowering(graph, modules).module()
         return EagerExecutable(graph, module, torch.compile(module, backend="inductor", fullgraph=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ class Number:
     __slots__ = ("node", "type", "value")
 
     def __init__(self, value: Any, type: TensorType):
-        self.value, self.type, self.node = value, type, None
+        self.value, self.type = value, type
+        self.node: fx.Node | None = None
 
 
 class Lowering:
@@ -120,7 +122,7 @@ class Lowering:
             if slope == 0 or substitute(dim, {name: 2}) - zero != slope * 2:
                 continue
             if isinstance(zero, int) and isinstance(slope, int):
-                self.sizes[name] = lambda a=axis, z=zero, s=slope: self._solve(node, a, z, s)
+                self.sizes[name] = functools.partial(self._solve, node, axis, zero, slope)
 
     def _solve(self, node: fx.Node, axis: int, zero: int, slope: int) -> Any:
         size = self.call(torch.ops.aten.sym_size.int, node, axis)

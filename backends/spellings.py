@@ -42,7 +42,8 @@ def expand(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
 def truth(to: Lowering, op: Op, operands: list[Any]) -> fx.Node:
     """Every axis by number: torch takes an empty list of axes for none."""
     overload = aten.any.dims if op.name == "any" else aten.all.dims
-    axes = op.attrs["dim"] or tuple(range(op.inputs[0].rank))
+    (x,) = op.operands
+    axes = op.attrs["dim"] or tuple(range(x.rank))
     return to.call(overload, to.tensor(operands[0]), list(axes) or None, op.attrs["keepdim"])
 
 
@@ -52,8 +53,8 @@ def attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
     q, k, v = (to.tensor(x) for x in operands[:3])
     mask = to.tensor(operands[3]) if len(operands) > 3 else None
     types = [x.type for x in op.operands]
-    causal, (b, h, n, _), m = op.attrs["causal"], types[0].shape, types[1].shape[2]
-    if len({t.dtype for t in types[:3]}) > 1 or types[3:] and types[3].dtype not in (bool_, types[0].dtype):
+    causal, (_, h, n, _), m = op.attrs["causal"], types[0].shape, types[1].shape[2]
+    if len({t.dtype for t in types[:3]}) > 1 or (types[3:] and types[3].dtype not in (bool_, types[0].dtype)):
         return None  # torch wants one dtype
     if mask is not None and not op.attrs["safe"]:
         return None  # torch gives 0 in rows whose keys are all masked

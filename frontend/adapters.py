@@ -15,7 +15,6 @@ from ..ir.core import OPS, OpDef, Value
 from ..ir.types import TensorType
 
 
-
 class Vocabulary:
     """The ops as attributes, `ops.attention`; in the package `ir.ops` that name is a file."""
 
@@ -64,7 +63,7 @@ def identity(*, self, out, **_):
 
 
 @adapter("_to_copy.default", "to.dtype", "to.dtype_layout", "to.device", "type_as.default", "to.other")
-def convert(*, self, out, layout=None, **_):
+def convert(*, self, out, **_):
     """Devices and storage orders are not in the IR; what is left of `to` is the dtype."""
     return cast(self, out[0])
 

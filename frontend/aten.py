@@ -246,4 +246,4 @@ def _structure(target: Any, item: Any, operands: list[Value]) -> Any:
 from .adapters import ADAPTERS  # noqa: E402  (adapters use what is above)
 
 SUPPORTED = supported()
-"""Names of the overloads that import into the vocabulary, `add.Tensor`, as torch prints them without `aten.`."""
+"""Names of the overloads that import into the vocabulary, as torch prints them without `aten.`."""

@@ -20,8 +20,8 @@ def each(values: Any, n: int) -> tuple[Any, ...]:
 # ---- convolution ---------------------------------------------------------------------------------
 
 
-@adapter("convolution.default", "conv1d.default", "conv2d.default", "conv3d.default", "conv_transpose1d.default",
-         "conv_transpose2d.input", "conv_transpose3d.input")  # fmt: skip
+@adapter("convolution.default", "conv1d.default", "conv2d.default", "conv3d.default",
+         "conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")  # fmt: skip
 def convolution(*, input, weight, bias, stride, padding, dilation, groups, out, output_padding=None,
                 transposed=None):  # fmt: skip
     """Every convolution is one op; without a batch axis it gets one."""
@@ -183,8 +183,7 @@ def attention(*, query, key, value, attn_mask, dropout_p, is_causal, scale, enab
 # ---- resampling ----------------------------------------------------------------------------------
 
 
-@adapter("upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec",
-         "upsample_nearest1d.default", "upsample_nearest2d.default", "upsample_nearest3d.default")  # fmt: skip
+@adapter(*(f"upsample_nearest{n}d.{kind}" for n in (1, 2, 3) for kind in ("vec", "default")))
 def upsample_nearest(*, out, input=None, self=None, **_):
     """By a whole factor each element is repeated in place; other factors stay opaque."""
     x = input if self is None else self

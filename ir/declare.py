@@ -92,7 +92,7 @@ def composite(
 
 
 def unary(
-    name: str, *, numpy: Callable[..., Any], aten: str, kinds: Any = Float, **flags: Any
+    name: str, *, numpy: Callable[..., Any], aten: str | tuple[str, ...], kinds: Any = Float, **flags: Any
 ) -> OpDef:
     """An elementwise op of one operand that keeps its type."""
 

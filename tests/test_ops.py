@@ -330,8 +330,9 @@ def test_summary(capsys):
     """What the tests above did, in one line."""
     share = TALLY["equal"] / max(1, TALLY["equal"] + TALLY["opaque"])
     with capsys.disabled():
-        print(f"\n{TALLY['overloads']} overloads, {TALLY['equal']} samples, all equal; {TALLY['opaque']} left "
-              f"opaque ({share:.1%} import); {TALLY['error inputs']} error inputs refused; "
+        print(f"\n{TALLY['overloads']} overloads, {TALLY['equal']} samples, all equal; "
+              f"{TALLY['opaque']} left opaque ({share:.1%} import); "
+              f"{TALLY['error inputs']} error inputs refused; "
               f"{TALLY['symbolic rules']} symbolic rules, {TALLY['symbolic rules that say no']} said no; "
               f"{TALLY['composites']} uses of composites")  # fmt: skip
     assert share > 0.9 or not TALLY

@@ -1,6 +1,7 @@
 """Convolution, and the normalisations of channels."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -16,31 +17,30 @@ from .linear import one_dtype
 from .norm import layer_norm
 
 
-def _convolved(x: np.ndarray, w: np.ndarray, b=None, *, stride, padding, dilation, transposed,
-               output_padding, groups) -> np.ndarray:  # fmt: skip
+def _convolved(x, w, b=None, *, stride, padding, dilation, transposed, output_padding, groups):
     spatial = x.ndim - 2
     if transposed:  # spread x out, then convolve with the flipped kernel
-        wide = np.zeros((*x.shape[:2], *((n - 1) * s + 1 if n else 0 for n, s in zip(x.shape[2:], stride))))
-        wide = wide.astype(x.dtype)
-        wide[(..., *(slice(None, None, s) for s in stride))] = x
+        sizes = ((n - 1) * s + 1 if n else 0 for n, s in zip(x.shape[2:], stride))
+        apart: Any = np.zeros((*x.shape[:2], *sizes), x.dtype)
+        apart[(..., *(slice(None, None, s) for s in stride))] = x
         reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:])]
         around = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding)]
         w = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
         w = np.flip(w.reshape(-1, *w.shape[2:]), tuple(range(2, spatial + 2)))
-        x, stride = wide, (1,) * spatial
+        x, stride = apart, (1,) * spatial
     else:
         around = [(p, p) for p in padding]
     x = np.pad(x, [(0, 0), (0, 0), *((max(a, 0), max(c, 0)) for a, c in around)])
     x = x[(..., *(slice(max(-a, 0), n - max(-c, 0)) for (a, c), n in zip(around, x.shape[2:])))]
     sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[2:], dilation, w.shape[2:], stride)]
     out = np.zeros((x.shape[0], w.shape[0], *sizes), np.result_type(x, w))
-    each_in, each_out = w.shape[1], w.shape[0] // groups
-    for at in itertools.product(*map(range, w.shape[2:])):
-        cut = (..., *(slice(i * d, i * d + s * (n - 1) + 1, s) for i, d, s, n in zip(at, dilation, stride, sizes)))
-        for g in range(groups):
-            block = x[:, g * each_in : (g + 1) * each_in][cut]
-            kernel = w[(slice(g * each_out, (g + 1) * each_out), slice(None), *at)]
-            out[:, g * each_out : (g + 1) * each_out] += np.moveaxis(np.tensordot(kernel, block, (1, 1)), 0, 1)
+    xs, ws, outs = np.split(x, groups, 1), np.split(w, groups, 0), np.split(out, groups, 1)
+    for at in itertools.product(*map(range, w.shape[2:])):  # one place of the kernel after another
+        places = zip(at, dilation, stride, sizes)
+        cut: Any = (..., *(slice(i * d, i * d + s * (n - 1) + 1, s) for i, d, s, n in places))
+        point: Any = (..., *at)
+        for block, kernel, part in zip(xs, ws, outs):
+            part += np.moveaxis(np.tensordot(kernel[point], block[cut], (1, 1)), 0, 1)
     return out if b is None else out + b.reshape(-1, *(1,) * spatial)
 
 

@@ -9,7 +9,6 @@ from ..declare import (
     Arithmetic,
     Bits,
     Boolean,
-    Float,
     Numeric,
     Ordered,
     Real,
@@ -155,7 +154,8 @@ ge = binary("ge", numpy=np.greater_equal, aten=("ge.Scalar", "ge.Tensor"), resul
 
 def _spelt(name: str, *more: str) -> tuple[str, ...]:
     """The overloads of a bitwise operation: the function's and the operator's."""
-    return (*more, *(f"{n}.{kind}" for n in (f"bitwise_{name}", f"__{name}__") for kind in ("Tensor", "Scalar")))
+    names = (f"bitwise_{name}", f"__{name}__")
+    return (*more, *(f"{n}.{kind}" for n in names for kind in ("Tensor", "Scalar")))
 
 
 logical_and = binary("logical_and", numpy=np.logical_and, aten=_spelt("and", "logical_and.default"),

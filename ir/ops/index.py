@@ -46,7 +46,7 @@ def _within(x: TensorType, index: TensorType, dim: int) -> TensorType:
     return index
 
 
-@op(aten="index_select.default", numpy=lambda x, i, *, dim: np.take(x, np.reshape(i, -1), dim) if x.ndim else x)
+@op(aten="index_select.default", numpy=lambda x, i, *, dim: np.take(x, np.reshape(i, -1), dim))
 def index_select(x: Tensor, index: Index, *, dim: Axis):
     "The places `index` [k] along one axis of x."
     if index.rank > 1 or not x.rank:
@@ -62,7 +62,7 @@ def _positions(x: TensorType, indices: tuple[TensorType | None, ...]) -> tuple[D
     used = [i for i, index in enumerate(indices) if index is not None]
     if not used:
         raise IRError("every index is None")
-    found = broadcast(*(indices[i].shape for i in used))
+    found = broadcast(*(index.shape for index in indices if index is not None))
     rest = [d for i, d in enumerate(x.shape) if i not in used]
     at = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
     return (*rest[:at], *found, *rest[at:])
@@ -97,10 +97,10 @@ def index_put(x: Tensor, values: Tensor, *indices: Index | None, accumulate: boo
 
 
 def _scatter(write: Any) -> Any:
-    def scattered(x: np.ndarray, i: np.ndarray, src: np.ndarray, *, dim: int) -> np.ndarray:
+    def scattered(x, i, src, *, dim):
         result, i = np.array(x, ndmin=1), np.atleast_1d(i)
         src = np.atleast_1d(src) if src.ndim or i.size == 1 else np.broadcast_to(src, i.shape)
-        places = list(np.indices(i.shape))
+        places = [*np.indices(i.shape)]
         places[dim] = i
         write(result, tuple(places), src[tuple(slice(0, n) for n in i.shape)])
         return result.reshape(x.shape)
@@ -130,13 +130,18 @@ def _scattered(x: TensorType, index: TensorType, src: TensorType, dim: int) -> T
 
 
 @op(aten="arange.start_step",
-    numpy=lambda *, start, end, step, dtype: start + np.arange(count(start, end, step)) * step)
+    numpy=lambda *, start, end, step, dtype: start + _places(start, end, step) * step)
 def arange(*, start: Anything = 0, end: Anything, step: Anything = 1, dtype: DType):
     "start, start + step, ... as long as end is not reached; numbers or dims."
     return TensorType(dtype, (count(start, end, step),))
 
 
-def count(start: Dim | float, end: Dim | float, step: Dim | float) -> Dim:
+def _places(start: Any, end: Any, step: Any) -> np.ndarray:
+    length: Any = count(start, end, step)
+    return np.arange(length)
+
+
+def count(start: Any, end: Any, step: Any) -> Dim:
     """How many numbers lie from start to end by step. Raises IRError for bounds that contradict."""
     if step == 0 or isinstance(step, Poly):
         raise IRError(f"cannot count by a step of {step}")

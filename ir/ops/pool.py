@@ -1,6 +1,7 @@
 """Pooling over windows of the last axes, and resampling."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -26,23 +27,24 @@ def _sizes(x: TensorType, n: int, kernel: Ints, stride: Ints, padding: Ints, dil
         if ceil_mode:
             if not isinstance(span, int):
                 raise IRError("ceil_mode of an unknown size")
-            count = -(-span // s) + 1
-            count -= (count - 1) * s >= size + p  # the last window starts inside x or its left padding
+            last = -(-span // s)  # a last window that would start in the padding behind is none
+            count = last if last * s >= span + d * (k - 1) + 1 - p else last + 1
         if at_least(-count, 0):
             raise IRError(f"axis of size {size} is too short for windows of {k}")
         sizes.append(count)
     return sizes
 
 
-def _windows(x: np.ndarray, fill: float, sizes, kernel, stride, padding, dilation):
+def _windows(x, fill: float, sizes, kernel, stride, padding, dilation):
     """Views of padded x, one for each place in the window, and the flat index of each element."""
     n = len(sizes)
     reach = [s * (o - 1) + d * (k - 1) + 1 for s, o, d, k in zip(stride, sizes, dilation, kernel)]
     after = [max(0, r - p - length) for r, p, length in zip(reach, padding, x.shape[-n:])]
     padded = np.pad(x, [(0, 0)] * (x.ndim - n) + list(zip(padding, after)), constant_values=fill)
     for at in itertools.product(*map(range, kernel)):
-        yield padded[(..., *(slice(i * d, i * d + s * (o - 1) + 1, s)
-                             for i, d, s, o in zip(at, dilation, stride, sizes)))]  # fmt: skip
+        places = zip(at, dilation, stride, sizes)
+        cut: Any = (..., *(slice(i * d, i * d + s * (o - 1) + 1, s) for i, d, s, o in places))
+        yield padded[cut]
 
 
 def _max_pool(x: np.ndarray, *, kernel_size, stride, padding, dilation, ceil_mode):
@@ -82,7 +84,7 @@ def max_pool3d(x: Real, *, kernel_size: Ints, stride: Ints, padding: Ints = (0, 
     return _max_rule(3)(x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-def _avg_pool(x: np.ndarray, *, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override=None):
+def _avg_pool(x, *, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override=None):
     n = len(kernel_size)
     ones = (1,) * n
     sizes = _sizes(TensorType(i64, x.shape), n, kernel_size, stride, padding, ones, ceil_mode)
@@ -115,8 +117,9 @@ def avg_pool2d(x: Real, *, kernel_size: Ints, stride: Ints, padding: Ints = (0, 
 
 
 @op(aten="avg_pool3d.default", numpy=_avg_pool)
-def avg_pool3d(x: Real, *, kernel_size: Ints, stride: Ints, padding: Ints = (0, 0, 0), ceil_mode: bool = False,
-               count_include_pad: bool = True, divisor_override: int | None = None):  # fmt: skip
+def avg_pool3d(x: Real, *, kernel_size: Ints, stride: Ints, padding: Ints = (0, 0, 0),
+               ceil_mode: bool = False, count_include_pad: bool = True,
+               divisor_override: int | None = None):  # fmt: skip
     "The mean of each window of the last three axes."
     return _avg_rule(x, 3, kernel_size, stride, padding, ceil_mode, divisor_override)
 

@@ -1,5 +1,7 @@
 """Moving elements without computing on them."""
 
+from typing import Any
+
 import numpy as np
 
 from ..attributes import Axes, Axis, Order, Shape, Size
@@ -119,10 +121,11 @@ def _matrix(x: TensorType) -> TensorType:
     return x
 
 
-_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_MODES: dict[str, Any] = {"constant": "constant", "reflect": "reflect", "replicate": "edge",
+                          "circular": "wrap"}  # fmt: skip
 
 
-def _pad(x: np.ndarray, *, pad: tuple[int, ...], mode: str, value: float | None) -> np.ndarray:
+def _pad(x, *, pad, mode, value):
     if max(map(abs, pad), default=0) > 1 << 32:
         raise IRError(f"pad={pad} is out of reason")
     if not pad:
@@ -157,7 +160,7 @@ def pad(x: Tensor, *, pad: Shape, mode: str = "constant", value: float | None = 
         if mode != "constant" and (at_least(-before, 1) or at_least(-after, 1)):
             raise IRError(f"{mode!r} cannot take elements away")
         if most is not None and (at_least(before - most, 1) or at_least(after - most, 1)):
-            raise IRError(f"{mode!r} of size {size} has no {max(before, after)} elements to give")
+            raise IRError(f"{mode!r} of size {size} has no {before} and {after} elements to give")
     return x.with_(shape=shape)
 
 
