@@ -228,7 +228,7 @@ class PassLog:
                 yield Text(f"\n{heading}", style="bold")
                 for line in lines:
                     yield Padding(Text(line, overflow="fold"), (0, 0, 0, 2))
-        if self.gains:
+        if self.gains or any(getattr(site, "decision", None) == "attention" for site in self.sites):
             yield from self._gained()
 
     def _table(self) -> Table:
@@ -296,7 +296,7 @@ class PassLog:
             if self._share(g) < 1:
                 recipes.setdefault((g.recipe, g.kind, g.before, g.after), []).append(g)
         if not recipes:
-            nothing = "nothing at this length: every recipe costs more than exact attention here"
+            nothing = "nothing: no recipe honours these masks and saves FLOPs at these lengths"
             yield Padding(Text(nothing, overflow="fold"), (0, 0, 0, 2))
             return
         places: dict[str, Table] = {}

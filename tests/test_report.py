@@ -144,5 +144,7 @@ def test_count(n, text):
 
 def test_no_gain_is_said(log):
     loss = Gain("layers.0", "", "elu1", ir.Cost(10, 10), ir.Cost(20, 20), "call")
-    assert "nothing at this length" in str(PassLog(log.steps, [loss]))
-    assert "nothing at this length" not in str(PassLog(log.steps))
+    site = type("Site", (), {"decision": "attention"})()
+    assert "nothing: no recipe" in str(PassLog(log.steps, [loss]))
+    assert "nothing: no recipe" in str(PassLog(log.steps, sites=[site]))
+    assert "nothing: no recipe" not in str(PassLog(log.steps))
