@@ -101,9 +101,10 @@ def fold_moved(op: Op, inputs: Sequence[Value | None]) -> Value | None:
 
 def fold_sums_of_zero(op: Op, inputs: Sequence[Value | None]) -> Value | None:
     """Running and plain sums of zeros, triangles of zeros."""
-    if op.name not in ("cumsum", "sum", "tril", "triu") or uniform(inputs[0]) != 0:
+    number = uniform(inputs[0])
+    if op.name not in ("cumsum", "sum", "tril", "triu") or number is None or number != 0:
         return None
-    if math.copysign(1, uniform(inputs[0])) < 0:
+    if math.copysign(1, number) < 0:
         return None  # -0.0 keeps its sign in some of them
     zero = {"b": False, "i": 0, "u": 0, "f": 0.0}.get(op.types[0].dtype.kind)
     return None if zero is None else constant(zero, op.types[0])
