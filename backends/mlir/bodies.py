@@ -21,6 +21,7 @@ UNSAFE = frozenset({
     "clamp_min.default", "clamp_max.default", "hardtanh.default", "relu6.default",
     "hardsigmoid.default", "hardswish.default", "hardshrink.default", "softshrink.default",
     "logit.default", "nan_to_num.default", "logaddexp.default", "log_sigmoid.default",
+    "threshold.default",
 })  # fmt: skip
 """Overloads that torch-mlir parses and does not lower, or lowers to something else."""
 
@@ -149,7 +150,17 @@ def logcumsumexp(defn: Any, x: Value, *, dim: int) -> Any:
     return r.logsumexp(e.where(before, rows, -math.inf), dim=(dim,))
 
 
-@body("argmax", "argmin", "sort", "topk", "softmax", "log_softmax", "flip")
+@body("argmax", "argmin")
+def place(defn: Any, x: Value, *, dim: int | None, keepdim: bool) -> Any:
+    """Of floats, the first NaN, or else the first that equals the extremum: torch-mlir skips NaN."""
+    if not x.rank or not x.dtype.is_float:
+        return of_one_element(defn, x, dim=dim, keepdim=keepdim)
+    best = r.amax if defn.name == "argmax" else r.amin
+    found = e.eq(x, best(x, dim=() if dim is None else (dim,), keepdim=True))
+    return r.argmax(e.cast(e.logical_or(e.isnan(x), found), dtype=i64), dim=dim, keepdim=keepdim)
+
+
+@body("sort", "topk", "softmax", "log_softmax", "flip")
 def of_one_element(defn: Any, x: Value, **attrs: Any) -> Any:
     """A 0-d tensor is taken as one of one element, the others as they are."""
     if x.rank:

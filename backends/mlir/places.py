@@ -38,7 +38,10 @@ def max_pool(defn: Any, x: Value, *, kernel_size: Ints, stride: Ints, padding: I
     for value, fill in ((x, -math.inf), (shape.expand(places, size=x.shape), -1)):
         y = windows(value, fill, sizes, kernel_size, stride, padding, dilation)
         found.append(shape.reshape(y, shape=(*y.shape[: x.rank], -1)))
-    best = r.argmax(found[0], dim=x.rank, keepdim=True)
+    values, spots = found  # what was padded is never the largest
+    largest = e.eq(values, r.amax(values, dim=(x.rank,), keepdim=True))
+    key = e.logical_and(e.logical_or(largest, e.isnan(values)), e.ge(spots, 0))
+    best = r.argmax(e.cast(key, dtype=i64), dim=x.rank, keepdim=True)
     return tuple(shape.reshape(gather(y, best, dim=x.rank), shape=y.shape[:-1]) for y in found)
 
 
