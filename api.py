@@ -83,15 +83,22 @@ def _optimize(
     if isinstance(model, ExportedProgram) and not args and not kwargs:
         args, kwargs = model.example_inputs or ((), {})
     inputs = captured.signature.flatten(args, kwargs)
-    verifier = Verifier(inputs, captured.tensors, captured.modules) if check else None
-    graph, steps = pipeline.run(captured.graph, verifier)
     sizes = bind({v: x.shape for v, x in zip(captured.graph.inputs, inputs, strict=True)})
+    verifier = Verifier(inputs, captured.tensors, captured.modules) if check else None
+    graph, steps = _at(pipeline, sizes).run(captured.graph, verifier)
     name = _backend(backend)
     executable = backend_named(name).compile(graph, captured.modules)
     fast = OptimizedModule(model, captured, graph, executable)
     fast.sites, fast.backend = find_sites(graph, steps), name
     fast.log = PassLog(steps, _gains(graph, sizes), sizes=sizes, sites=fast.sites)
     return fast
+
+
+def _at(pipeline: Pipeline, sizes: Mapping[str, int]) -> Pipeline:
+    """`pipeline` with the example sizes for the passes that weigh costs and were not told others."""
+    weighs = {p for p in pipeline.passes if "sizes" in p.options and "sizes" not in p.given}
+    passes = [p.with_(sizes=sizes) if p in weighs else p for p in pipeline.passes]
+    return Pipeline(*passes, limit=pipeline.limit)
 
 
 def _gains(graph: Graph, sizes: Mapping[str, int]) -> list[Gain]:

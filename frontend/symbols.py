@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ir import CaptureError, Dim, Poly, symbol
-from ..ir.dims import at_least, ceildiv, evaluate, floordiv, maximum, minimum, symbols
+from ..ir.dims import RESERVED, at_least, ceildiv, evaluate, floordiv, maximum, minimum, symbols
 
 _RELATIONS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
     "Equality": ("==", lambda a, b: a == b),
@@ -86,9 +86,10 @@ class Names:
         name = self.chosen.get(torch_name)
         if name is None:
             name = self.given.get(torch_name)
-            taken = {*self.chosen.values(), *self.given.values()}
+            own = name is not None and name not in RESERVED  # a Dim may be called f32; the text cannot
+            taken = {*self.chosen.values(), *self.given.values(), *RESERVED}
             prefix = "u" if torch_name.startswith("u") else "s"
-            while name is None or (name in taken and torch_name not in self.given):
+            while name is None or (name in taken and not own):
                 count = self.counts.get(prefix, 0)
                 self.counts[prefix] = count + 1
                 name = f"{prefix}{count}"

@@ -373,3 +373,13 @@ def test_hugging_face_cache():
         assert_same(*(model(input_ids=step, past_key_values=cache).logits for cache in caches))
         with pytest.raises(CaptureError, match="past_key_values"):
             capture(model, (), {"input_ids": step, "past_key_values": caches[0]})
+
+
+def test_sizes_are_never_called_what_the_text_reads_otherwise():
+    class Finder(nn.Module):
+        def forward(self, x, y):
+            return [*(torch.nonzero(x > i / 10) for i in range(10)), y * 2]
+
+    dynamic = (None, {0: torch.export.Dim("f32")})  # u8 is a dtype too, and the tenth late size
+    captured = capture(Finder().eval(), (torch.rand(5), torch.rand(3, 2)), dynamic_shapes=dynamic)
+    assert str(parse(str(captured.graph))) == str(captured.graph)
