@@ -187,6 +187,11 @@ def floordiv(a: Dim, b: Dim) -> Dim:
         return quotient
     if isinstance(rest, int) and isinstance(b, int):
         return quotient + rest // b  # (q*b + r) // b == q + r // b for any integers
+    if isinstance(b, int):  # (q*b*m + r) // b == q*m + r // b: every coefficient into [0, b)
+        whole = _canonical({m: c // b for m, c in _terms(rest)})
+        quotient, rest = quotient + whole, rest - whole * b
+        if isinstance(rest, int):
+            return quotient
     return quotient + Poly((((((Call("floordiv", rest, b)), 1),), 1),))
 
 

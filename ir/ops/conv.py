@@ -20,8 +20,8 @@ from .norm import layer_norm
 def _convolved(x, w, b=None, *, stride, padding, dilation, transposed, output_padding, groups):
     spatial = x.ndim - 2
     if transposed:  # spread x out, then convolve with the flipped kernel
-        sizes = ((n - 1) * s + 1 if n else 0 for n, s in zip(x.shape[2:], stride))
-        apart: Any = np.zeros((*x.shape[:2], *sizes), x.dtype)
+        spread = ((n - 1) * s + 1 if n else 0 for n, s in zip(x.shape[2:], stride))
+        apart: Any = np.zeros((*x.shape[:2], *spread), x.dtype)
         apart[(..., *(slice(None, None, s) for s in stride))] = x
         reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:])]
         around = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding)]
