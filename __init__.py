@@ -36,22 +36,46 @@ __all__ = [*sorted(_HOME), "__version__"]
 
 if TYPE_CHECKING:
     from .api import optimize as optimize
-    from .harness import Comparison as Comparison, bisect as bisect, compare as compare
+    from .harness import Comparison as Comparison
+    from .harness import bisect as bisect
+    from .harness import compare as compare
     from .ir import (
         Graph as Graph,
+    )
+    from .ir import (
         No as No,
+    )
+    from .ir import (
         SubquadError as SubquadError,
+    )
+    from .ir import (
         composite as composite,
+    )
+    from .ir import (
         op as op,
+    )
+    from .ir import (
         parse as parse,
+    )
+    from .ir import (
         rule as rule,
     )
     from .passes import (
         EXACT as EXACT,
+    )
+    from .passes import (
         RECIPES as RECIPES,
+    )
+    from .passes import (
         Pipeline as Pipeline,
+    )
+    from .passes import (
         Recipe as Recipe,
+    )
+    from .passes import (
         pass_ as pass_,
+    )
+    from .passes import (
         recipe as recipe,
     )
     from .report import PassLog as PassLog
