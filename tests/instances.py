@@ -71,18 +71,21 @@ def by_hand(dtype: str):
     yield graph_of(lambda x, w, b, m, v: OPS["batch_norm"](x, w, b, m, OPS["abs"](v), eps=1e-3),
                    t(dtype, 2, 4, 3, 3), *[t(dtype, 4)] * 4)  # fmt: skip
     for start, end, step in ((1, 8, 2), (0.5, 2.25, 0.5)):
-        yield graph_of(lambda x, a=start, b=end, c=step: x + OPS["arange"](start=a, end=b, step=c, dtype=x.dtype),
-                       t(dtype, 4))  # fmt: skip
+        bounds = dict(start=start, end=end, step=step, dtype=DTYPES[dtype])
+        yield graph_of(lambda x, k=bounds: x + OPS["arange"](**k), t(dtype, 4))
     for mode in ("constant", "reflect", "replicate", "circular"):
         yield graph_of(lambda x, m=mode: OPS["pad"](x, pad=(1, 2, 2, 0), mode=m), t(dtype, 2, 3, 4, 5))
     for mask in (t("bool", 2, 1, 5, 5), t(dtype, 5, 5)):
         for causal in (False, True):
             yield graph_of(lambda *x, c=causal: OPS["attention"](*x, scale=0.3, causal=c),
-                           t(dtype, 2, 4, 5, 8), t(dtype, 2, 2, 5, 8), t(dtype, 2, 2, 5, 6), mask)  # fmt: skip
+                           *[t(dtype, 2, *s) for s in ((4, 5, 8), (2, 5, 8), (2, 5, 6))], mask)  # fmt: skip
     yield graph_of(
         lambda x, i, j: OPS["index"](x, i, None, j), t(dtype, 3, 4, 5), t("i64", 2, 1), t("i32", 3)
     )
     yield graph_of(lambda x: OPS["pow"](x, 5), t("i64", 3))
+    yield graph_of(lambda x: OPS["pow"](x, 0.5), t("i64", 3))
+    yield graph_of(lambda c, a: OPS["where"](c, a, a), t("bool", 1, 3), t(dtype, 2, 1))
+    yield graph_of(lambda a, b: OPS["copysign"](a, b), t(dtype), t("f64"))
     yield graph_of(lambda x: OPS["size"](value=3, dtype=DTYPES["f32"]) * x, t(dtype, 3))
 
 

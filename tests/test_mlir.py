@@ -1,8 +1,8 @@
 """The MLIR backend against the numpy meaning of every op: a second opinion without torch's kernels."""
 
-import random
 import sys
 
+import fuzz
 import numpy as np
 import pytest
 import torch
@@ -54,12 +54,11 @@ def arrays(graph: Graph, seed: int, special: bool) -> list[np.ndarray]:
     return found
 
 
-def check(graphs: list[Graph], dtype: str, special: bool = False) -> list[str]:
+def check(graphs: list[Graph], special: bool = False) -> list[str]:
     """Run instances through MLIR; what disagrees with their numpy meaning."""
     kept, inputs, wanted = [], [], []
     for seed, graph in enumerate(graphs):
-        given = [torch.tensor(a).to(TORCH_DTYPE[v.dtype])
-                 for a, v in zip(arrays(graph, seed, special), graph.inputs)]  # fmt: skip
+        given = tensors(graph, arrays(graph, seed, special))
         try:
             exact, _ = evaluate(graph, [wide(x) for x in given])
         except IRError:  # an index out of range
@@ -71,10 +70,21 @@ def check(graphs: list[Graph], dtype: str, special: bool = False) -> list[str]:
     wrong = []
     for (graph, value, expected), found in zip(wanted, got, strict=True):
         assert found.dtype is TORCH_DTYPE[value.dtype]
-        said = difference(expected, wide(found), TOLERANCE[DTYPES[dtype].bits])
+        said = difference(expected, wide(found), tolerance(graph))
         if said and "sign of a zero" not in said:
             wrong.append(f"{said}\n{graph}")
     return wrong
+
+
+def tensors(graph: Graph, given: list[np.ndarray]) -> list[torch.Tensor]:
+    """Arrays in the dtypes of the inputs."""
+    return [torch.tensor(a).to(TORCH_DTYPE[v.dtype]) for a, v in zip(given, graph.inputs)]
+
+
+def tolerance(graph: Graph) -> float:
+    """What the narrowest float of a graph can tell apart."""
+    floats = [v.dtype.bits for op in graph.ops() for v in op.results if v.dtype.is_float]
+    return TOLERANCE[min(floats, default=64)]
 
 
 def wide(x: torch.Tensor) -> np.ndarray:
@@ -95,7 +105,7 @@ def test_every_op_means_in_mlir_what_it_means_in_numpy(names):
             found = instances(name, dtype, 2 if dtype == "f64" else 1)
             assert found or dtype != "f64", f"{name}: no instance; add one to by_hand"
             graphs += found
-        wrong = check(graphs, dtype)
+        wrong = check(graphs)
         assert not wrong, "\n".join(wrong)
 
 
@@ -103,7 +113,7 @@ def test_every_op_means_in_mlir_what_it_means_in_numpy(names):
 def test_special_numbers(names):
     """Zeros, infinities, NaN and huge numbers, in float64 so that nothing overflows in one alone."""
     graphs = [g for name in names if name not in INFINITE for g in instances(name, "f64", 2)]
-    wrong = check(graphs, "f64", special=True) if graphs else []
+    wrong = check(graphs, special=True) if graphs else []
     assert not wrong, "\n".join(wrong)
 
 
@@ -196,10 +206,14 @@ def test_open_sizes_are_compiled_when_they_come(encoder):
 
 def test_halves_are_summed_in_single_precision():
     types = [tensor("bf16", 2, 4096), tensor("f16", 2, 4096)]
-    graph = graph_of(
-        lambda x, y: (OPS["mean"](x, dim=(1,)), OPS["sum"](y, dim=(1,)), OPS["layer_norm"](x, normalized_shape=(4096,)),
-                      OPS["softmax"](y, dim=1), OPS["vector_norm"](x, dim=(1,))), *types)  # fmt: skip
-    assert not check([graph], "bf16")
+
+    def several(x, y):
+        norm = OPS["layer_norm"](x, normalized_shape=(4096,))
+        mean, total = OPS["mean"](x, dim=(1,)), OPS["sum"](y, dim=(1,))
+        return mean, total, norm, OPS["softmax"](y, dim=1), OPS["vector_norm"](x, dim=(1,))
+
+    graph = graph_of(several, *types)
+    assert not check([graph])
     x, y = torch.ones(2, 4096, dtype=torch.bfloat16), torch.full((2, 4096), 0.5, dtype=torch.float16)
     (mean, total, *_), _ = MLIRExecutable(graph, 0)([x, y], {})
     assert (mean == 1).all() and (total == 2048).all()
@@ -210,9 +224,7 @@ def test_halves_are_summed_in_single_precision():
 
 def test_the_text_of_a_small_graph():
     graph = graph_of(lambda x: OPS["softmax"](x * 2.0, dim=-1), tensor("f32", 2, 3))
-    assert (
-        graph.to_mlir()
-        == """\
+    expected = """\
 func.func @main(%arg0: !torch.vtensor<[2,3],f32> loc("x0")) -> (!torch.vtensor<[2,3],f32>) {
   %0 = torch.vtensor.literal(dense<2.00000000000000000e+00> : tensor<f32>) : !torch.vtensor<[],f32>
   %1 = torch.aten.mul.Tensor %arg0, %0 : !torch.vtensor<[2,3],f32>, !torch.vtensor<[],f32> -> !torch.vtensor<[2,3],f32>
@@ -221,8 +233,8 @@ func.func @main(%arg0: !torch.vtensor<[2,3],f32> loc("x0")) -> (!torch.vtensor<[
   %4 = torch.aten.softmax.int %1, %2, %3 : !torch.vtensor<[2,3],f32>, !torch.int, !torch.none -> !torch.vtensor<[2,3],f32>
   return %4 : !torch.vtensor<[2,3],f32>
 }
-"""
-    )
+"""  # noqa: E501
+    assert graph.to_mlir() == expected
 
 
 def test_sizes_fill_the_symbols():
@@ -333,22 +345,23 @@ def test_any_strides_and_no_writing():
     assert same.data_ptr() != x.data_ptr()
 
 
-def test_a_random_choice_of_graphs_runs():
-    """Whole graphs of the fuzzer, with the float64 ops that chains are made of."""
-    seeds = random.Random(0).sample(range(1000), 8)
-    for seed in seeds:
+def test_graphs_of_the_fuzzer_run(monkeypatch):
+    """Whole graphs in float64, where neither rounding nor overflow explains a difference."""
+    monkeypatch.setattr(fuzz, "FLOATS", ("f64",))
+    compared = 0
+    for seed in range(32):
         graph = specimen(seed)
-        if graph.params or any(op.defn.random for op in graph.ops()):
+        floats = {v.dtype.name for op in graph.ops() for v in op.results if v.dtype.is_float}
+        if graph.params or floats != {"f64"}:
             continue
-        given = [
-            torch.tensor(a).to(TORCH_DTYPE[v.dtype]) for a, v in zip(arrays(graph, seed, False), graph.inputs)
-        ]
+        given = tensors(graph, arrays(graph, seed, False))
         try:
             wanted, _ = evaluate(graph, [wide(x) for x in given])
-            got, _ = MLIRExecutable(graph, 0)(given, {})
-        except (IRError, BackendError):
+        except IRError:  # an index out of range
             continue
-        for value, a, b in zip(graph.outputs, wanted, got, strict=True):
-            if value.dtype is DTYPES["f64"] and not any(
-                v.dtype.is_float and v.dtype.bits < 64 for op in graph.ops() for v in op.results):  # fmt: skip
-                assert difference(a, wide(b), 1e-8, pattern_only=True) is None
+        got, _ = MLIRExecutable(graph, 0)(given, {})
+        for a, b in zip(wanted, got, strict=True):
+            said = difference(a, wide(b), 1e-8)
+            assert said is None or "sign of a zero" in said, f"{said}\n{graph}"
+        compared += 1
+    assert compared >= 6

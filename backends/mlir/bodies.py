@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.core import OPS, Op, Value, building, elementwise
+from ...ir.errors import IRError
 from ...ir.graph import Graph
 from ...ir.ops import elementwise as e
 from ...ir.ops import reduce as r
 from ...ir.ops import shape
 from ...ir.ops.activation import as_dtype
 from ...ir.ops.graph import const
-from ...ir.types import bool_, f32, i64, product
+from ...ir.types import bool_, broadcast, f32, i64, product
 
 UNSAFE = frozenset({
     "pow.Tensor_Scalar", "fmod.Scalar", "all.dims", "all.dim", "sort.stable", "xlogy.Tensor",
@@ -57,6 +58,8 @@ def respelled(op: Op) -> Graph | None:
     if results is None:
         return None
     outputs = (results,) if isinstance(results, Value) else tuple(results)
+    if tuple(v.type for v in outputs) != op.types:
+        raise IRError(f"{op!r} was respelled as {outputs}, it is {op.types}")
     return Graph(op.name, [v for v in values if v is not None], outputs)
 
 
@@ -257,10 +260,19 @@ def extremum(defn: Any, a: Value, b: Value) -> Any:
     return e.where(e.logical_or(first, e.ne(a, a)), a, b)
 
 
+@body("where")
+def where(defn: Any, condition: Value, a: Value, b: Value) -> Any:
+    """torch-mlir takes one value given twice as it is, not as large as the condition makes it."""
+    wanted = broadcast(condition.shape, a.shape, b.shape)
+    if a.shape != b.shape or a.shape == wanted:
+        return None
+    return e.where(condition, shape.expand(a, size=wanted), b)
+
+
 @body("copysign")
 def copysign(defn: Any, a: Value, b: Value) -> Any:
     """The sign of a NaN counts as positive."""
-    size = e.abs_(a)
+    size = as_dtype(e.abs_(a), elementwise(a.type, b.type).dtype)
     return e.where(negative(b), -size, size)
 
 
@@ -287,7 +299,9 @@ def same_shapes(defn: Any, *values: Value, **attrs: Any) -> Any:
 @body("pow")
 def power(defn: Any, a: Value, b: Value) -> Any:
     """Integers are multiplied out; the power of two tensors of integers stays without a word."""
-    exponent = b.number
+    exponent, dtype = b.number, elementwise(a.type, b.type).dtype
+    if dtype.is_float and (a.dtype is not dtype or b.dtype.kind in "bui"):
+        return defn(as_dtype(a, dtype), as_dtype(b, dtype))
     if a.dtype.kind not in "ui" or not isinstance(exponent, int) or not 0 <= exponent < 64:
         return None
     result = None

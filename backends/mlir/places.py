@@ -120,18 +120,21 @@ def pad(defn: Any, x: Value, *, pad: Ints, mode: str, value: float | None) -> An
 @body("gather", "scatter", "scatter_add", "index_select", "embedding")
 def placed(defn: Any, x: Value, i: Value, *rest: Value, **attrs: Any) -> Any:
     """Indices are i64, and nothing has no axes: torch-mlir knows no others. Nor is src a number."""
+    if i.dtype is not i64:
+        return defn(x, e.cast(i, dtype=i64), *rest, **attrs)
+    if defn.name in ("index_select", "embedding"):
+        return None
+    if not (x.rank and i.rank):
+        x1, i1, *rest1 = (shape.reshape(v, shape=v.shape or (1,)) for v in (x, i, *rest))
+        wanted = i.shape if defn.name == "gather" else x.shape
+        return shape.reshape(defn(x1, i1, *rest1, **attrs), shape=wanted)
     if rest and rest[0].shape != i.shape:
         src = rest[0]
         if src.rank:
             for axis, size in enumerate(i.shape):
                 src = shape.slice_(src, dim=axis, start=0, end=size)
         return defn(x, i, shape.expand(src, size=i.shape), **attrs)
-    if i.dtype is not i64:
-        return defn(x, e.cast(i, dtype=i64), *rest, **attrs)
-    if defn.name in ("index_select", "embedding") or (x.rank and i.rank):
-        return None
-    flat = [shape.reshape(v, shape=v.shape or (1,)) for v in (x, i, *rest)]
-    return shape.reshape(defn(*flat, **attrs), shape=i.shape if defn.name == "gather" else x.shape)
+    return None
 
 
 @body("index", "index_put")
