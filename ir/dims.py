@@ -8,6 +8,7 @@ same, so an unknown relation is always "not equal". A symbol stands for any inte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Union
 
@@ -192,6 +193,16 @@ def floordiv(a: Dim, b: Dim) -> Dim:
         quotient, rest = quotient + whole, rest - whole * b
         if isinstance(rest, int):
             return quotient
+        shared = math.gcd(b, *(c for m, c in _terms(rest) if m))
+        if shared > 1:  # (g*p + r) // (g*b) == p // b for 0 <= r < g
+            small = _canonical({m: c // shared for m, c in _terms(rest)})
+            return quotient + floordiv(small, b // shared)
+        for monomial, coefficient in _terms(rest):  # (x//a + r) // b == (x + a*r) // (a*b)
+            inner = monomial[0][0] if len(monomial) == 1 and monomial[0][1] == coefficient == 1 else None
+            if isinstance(inner, Call) and inner.fn == "floordiv" and b > 0:
+                x, a = inner.args
+                if isinstance(a, int) and a > 0:
+                    return quotient + floordiv(x + (rest - Poly(((monomial, 1),))) * a, a * b)
     return quotient + Poly((((((Call("floordiv", rest, b)), 1),), 1),))
 
 
