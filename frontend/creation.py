@@ -58,20 +58,13 @@ def scalar_tensor(*, s, out, **_):
 
 @adapter("arange.default", "arange.start", "arange.start_step")
 def arange(*, out, end, start=0, step=1, **_):
-    """A range. Fractions that are cast to whole numbers are torch's own business."""
-    bounds = (start, end, step)
-    if out[0].dtype.kind not in "uif" or any(isinstance(x, (bool, complex)) for x in bounds):
-        return None
-    if out[0].dtype.kind != "f" and any(isinstance(x, float) for x in bounds):
-        return None
+    """A range."""
     return ops.arange(start=start, end=end, step=step, dtype=out[0].dtype)
 
 
 @adapter("linspace.default")
 def linspace(*, start, end, steps, out, **_):
     """Evenly spaced floats."""
-    if not out[0].dtype.is_float:
-        return None
     return ops.linspace(start=start, end=end, steps=steps, dtype=out[0].dtype)
 
 

@@ -194,7 +194,7 @@ def floordiv(a: Dim, b: Dim) -> Dim:
         if isinstance(rest, int):
             return quotient
         shared = math.gcd(b, *(c for m, c in _terms(rest) if m))
-        if shared > 1:  # (g*p + r) // (g*b) == p // b for 0 <= r < g
+        if shared > 1 and b > 0:  # (g*p + r) // (g*b) == p // b for 0 <= r < g
             small = _canonical({m: c // shared for m, c in _terms(rest)})
             return quotient + floordiv(small, b // shared)
         for monomial, coefficient in _terms(rest):  # (x//a + r) // b == (x + a*r) // (a*b)

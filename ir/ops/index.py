@@ -133,6 +133,10 @@ def _scattered(x: TensorType, index: TensorType, src: TensorType, dim: int) -> T
     numpy=lambda *, start, end, step, dtype: start + _places(start, end, step) * step)
 def arange(*, start: Anything = 0, end: Anything, step: Anything = 1, dtype: DType):
     "start, start + step, ... as long as end is not reached; numbers or dims."
+    if dtype.kind not in "uif" or (
+        dtype.kind != "f" and any(isinstance(x, float) for x in (start, end, step))
+    ):
+        raise IRError(f"no {dtype} lies between {start} and {end} by {step}")
     return TensorType(dtype, (count(start, end, step),))
 
 
@@ -162,6 +166,8 @@ def linspace(*, start: Number, end: Number, steps: Size, dtype: DType):
     "`steps` numbers evenly from start to end, both included."
     if at_least(-steps, 1):
         raise IRError(f"steps={steps} is negative")
+    if not dtype.is_float:
+        raise IRError(f"{dtype} cannot be spaced evenly")
     return TensorType(dtype, (steps,))
 
 
