@@ -163,7 +163,16 @@ def place(defn: Any, x: Value, *, dim: int | None, keepdim: bool) -> Any:
     return r.argmax(e.cast(e.logical_or(e.isnan(x), found), dtype=i64), dim=dim, keepdim=keepdim)
 
 
-@body("sort", "topk", "softmax", "log_softmax", "flip")
+@body("topk")
+def topk(defn: Any, x: Value, *, k: int, dim: int, largest: bool, sorted: bool) -> Any:
+    """The beginning of what is sorted: torch-mlir has topk in some forms only."""
+    if not x.rank:
+        return x, const(value=0, dtype=i64)
+    found = r.sort(x, dim=dim, descending=largest)
+    return tuple(shape.slice_(y, dim=dim, start=0, end=k) for y in found)
+
+
+@body("sort", "softmax", "log_softmax", "flip")
 def of_one_element(defn: Any, x: Value, **attrs: Any) -> Any:
     """A 0-d tensor is taken as one of one element, the others as they are."""
     if x.rank:
@@ -172,8 +181,6 @@ def of_one_element(defn: Any, x: Value, **attrs: Any) -> Any:
         return None
     if defn.name == "flip":
         return x
-    if defn.name == "topk":
-        return x, const(value=0, dtype=i64)
     attrs = {**attrs, **_if("dim", attrs, 0), **_if("keepdim", attrs, False)}
     results = defn(shape.reshape(x, shape=(1,)), **attrs)
     many = (results,) if isinstance(results, Value) else results
