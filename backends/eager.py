@@ -32,7 +32,7 @@ class EagerExecutable:
     def __init__(self, graph: Graph, graph_module: fx.GraphModule, call: Callable[..., Any] | None = None):
         self.graph, self.graph_module = graph, graph_module
         self.params = tuple(graph.params)
-        self.call = call or graph_module.forward
+        self.call = graph_module.forward if call is None else call
 
     def __call__(
         self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]

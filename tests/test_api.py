@@ -129,6 +129,24 @@ def test_a_pipeline_as_text(model):
     assert [step.name for step in fast.log.steps] == ["canonicalize", "attention"]
 
 
+@pytest.fixture
+def inductor(model):
+    from subquad.backends import BACKENDS
+
+    if reason := BACKENDS["inductor"].unavailable():
+        pytest.skip(reason)
+    return subquad.optimize(model, (X,), backend="inductor")  # compiles at the first call
+
+
+def test_inductor_is_a_backend(inductor):
+    assert inductor.backend == "inductor"
+
+
+@pytest.mark.slow
+def test_inductor_runs_the_same_graph(model, inductor):
+    torch.testing.assert_close(inductor(X), model(X), rtol=1e-4, atol=1e-5)
+
+
 def test_an_exported_program_is_taken_too(model):
     program = torch.export.export(model, (X,))
     fast = subquad.optimize(program)
