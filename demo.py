@@ -222,7 +222,7 @@ def scaling(lengths: Sequence[int], plot: str | Path, say: Callable[[str], None]
     fast = optimize(stack, first, attention=STACK_RECIPE, dynamic_shapes=axes)
     print(
         "2 layers, d = 256, 4 heads of 64, float32, random weights;"
-        f" {torch.get_num_threads()} threads. The original runs torch's fused attention.\n"
+        f" threads: {torch.get_num_threads()}. The original runs torch's fused attention.\n"
     )
     comparison = compare(stack, fast, first, lengths=lengths, make_args=make, seconds=1.0, progress=say)
     print(comparison.scaling(width))
