@@ -81,7 +81,12 @@ if TYPE_CHECKING:
     from .report import PassLog as PassLog
 
 
+_ROOMS = {"ir", "passes", "frontend", "backends"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'subquad' has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
