@@ -66,6 +66,8 @@ def bind(
                     env[names[0]] = found
             late.append((value, axis, dim, size))
     for value, axis, dim, size in late:
+        if not set(symbols(dim)) <= env.keys():  # no whole number makes this size
+            raise IRError(f"{_who(value)} is {value.type}: axis {axis} is {dim}, given {size}")
         wanted = evaluate_dim(dim, env)
         if wanted != size:
             known = f" = {wanted}" if isinstance(dim, Poly) else ""
