@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import sys
 import threading
@@ -87,7 +88,8 @@ def explained(model: Any, error: BaseException) -> CaptureError:
     if "ConstraintViolation" in kind or "Constraints violated" in str(error):
         return CaptureError(
             f"{name} does not keep the sizes that dynamic_shapes leaves open: {_violations(error)}.{at}\n"
-            "    Use torch.export.Dim.AUTO for those axes, or leave them out of dynamic_shapes"
+            f"    Use {_fixes(error)}torch.export.Dim.AUTO for those axes, or leave them out of "
+            "dynamic_shapes"
         )
     if UNKNOWN in str(error) or "Unsupported input type" in str(error):
         return CaptureError(
@@ -108,6 +110,14 @@ def first_line(error: BaseException) -> str:
 def _violations(error: BaseException) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip().startswith("- ")]
     return "; ".join(lines[:3]).rstrip(".") or first_line(error)
+
+
+def _fixes(error: BaseException) -> str:
+    """What torch suggests, `n = Dim('n', max=512) or `, or nothing."""
+    _, _, after = str(error).partition("Suggested fixes:\n")
+    lines = (line.strip() for line in after.splitlines())
+    fixes = list(itertools.takewhile(lambda line: " = " in line, lines))
+    return f"{', '.join(fixes)}, or " if fixes else ""
 
 
 def normalise_shapes(
@@ -137,7 +147,12 @@ def _every_axis(leaf: Any) -> Any:
     return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
 
 
-_CHATTER = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils", "torch.export._trace")
+_CHATTER = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._export.non_strict_utils",
+    "torch.export._trace",
+    "torch._guards",
+)
 
 
 class _Drop(logging.Filter):
