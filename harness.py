@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from .comparison import Comparison, Difference, Output, Row, SiteError, leaves
 from .ir import Graph, SubquadError
 from .measure import Paired, flops, matmul_rate, peak_memory, times
-from .reference import double, in_float64
+from .reference import double, in_float64, seeded
 from .reproduce import bisect
 from .verify import Verifier
 
@@ -137,8 +137,7 @@ def _errors(
 
 def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     args, kwargs = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-    torch.manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), seeded():
         return model(*args, **kwargs)
 
 

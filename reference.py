@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,6 +46,14 @@ def double(x: Any) -> Any:
     return x.detach().to(torch.float64) if narrow else x
 
 
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """A block whose random draws are the same every time; the caller's generators go on after it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @torch.no_grad()
 def in_float64(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """The result of a float64 copy of `model` on float64 copies of the inputs."""
@@ -52,6 +61,5 @@ def in_float64(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     if isinstance(wide, nn.Module):
         wide = wide.double()
     args, kwargs = tree_map(lambda x: double(x.clone()) if isinstance(x, torch.Tensor) else x, (args, kwargs))
-    torch.manual_seed(0)
-    with Widen():
+    with seeded(), Widen():
         return wide(*args, **kwargs)

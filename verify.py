@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .backends import backend
 from .ir import Graph
-from .reference import Widen, double
+from .reference import Widen, double, seeded
 
 
 class Verifier:
@@ -35,8 +35,7 @@ class Verifier:
     def __call__(self, graph: Graph) -> list[Any]:
         """Outputs, then updates by name, as numpy arrays."""
         run = backend("eager").compile(graph, self.modules)
-        with torch.random.fork_rng(devices=[]), Widen():
-            torch.manual_seed(0)
+        with seeded(), Widen():
             outputs, updates = run([x.clone() for x in self.inputs], self.tensors)
         results = [*outputs, *(updates[name] for name in sorted(updates))]
         return [x.detach().cpu().numpy() for x in results]

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import subquad.ir as ir
+from subquad import optimize
 from subquad.comparison import Difference, leaves
 from subquad.harness import bisect, compare
 from subquad.measure import exponent, flops, peak_memory, times
@@ -328,3 +329,12 @@ def test_bisect_on_a_model(planted, tmp_path):
     culprit = bisect(Net(), args, pipeline=Pipeline(planted), path=tmp_path / "x.ir")
     assert culprit.rule == "wrong_on_wide_rows" and "test_harness.py" in culprit.source
     assert bisect(Net(), args, path=tmp_path / "none.ir") is None
+
+
+def test_the_callers_random_numbers_go_on_undisturbed():
+    model, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    compare(model, optimize(model, (x,)), (x,), repeats=0)
+    assert torch.equal(torch.rand(3), wanted)
