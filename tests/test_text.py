@@ -6,7 +6,6 @@ Two thousand mutants by default; twenty thousand:
 
 import random
 import re
-import time
 
 import pytest
 from fuzz import library_rules, specimen
@@ -281,7 +280,6 @@ def survive(seeds) -> int:
     for seed in seeds:
         rng = random.Random(seed)
         text = mutant(rng, rng.choice(texts))
-        start = time.perf_counter()
         try:
             graph = parse(text)
             again = parse(str(graph))
@@ -292,7 +290,6 @@ def survive(seeds) -> int:
         else:
             parsed += 1
             assert str(again) == str(graph), f"seed {seed}\n{text}"
-        assert time.perf_counter() - start < 5, f"seed {seed} takes long\n{text}"
     return parsed
 
 
@@ -322,8 +319,6 @@ MEGABYTES = ["(" * 10**6, "%x" * 500000, '"' * 10**6, "1" * 10**6, "graph " * 17
 
 @pytest.mark.parametrize("text", MEGABYTES, ids=lambda text: repr(text[:6]))
 def test_a_megabyte_of_nonsense(text):
-    """One megabyte of anything is refused soon."""
-    start = time.perf_counter()
+    """One megabyte of anything is refused; a search that backtracks would not come back from it."""
     with pytest.raises(IRError):
         parse(text)
-    assert time.perf_counter() - start < 10  # about one second on a quiet machine
