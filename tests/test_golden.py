@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fuzz import at_sizes, difference, run
 from test_fuzz import ALWAYS, idempotent
 
 from subquad.ir import Graph, IRError, isomorphic, mismatch, parse, parse_many
@@ -110,6 +111,34 @@ def test_golden(path, accept):
     assert cases and not wrong, "\n\n".join(wrong)
 
 
+SIZES = {"a": 2, "b": 3, "c": 4, "h": 2, "n": 5, "m": 4}
+"""What the symbols of golden graphs stand for when they are evaluated."""
+
+TRUE_OF_ALL_NUMBERS = {"canonicalize", "fold", "recognize"}
+"""Passes held to equality on zeros, infinities and NaN too, not on ordinary numbers only."""
+
+
+def unequal(case: Case, special: bool) -> str | None:
+    """How the numbers of the two graphs of a case differ, in float64; None when they do not."""
+    after = case.graph if case.after is None else parse(case.after)
+    before, result = (run(at_sizes(g, SIZES), 0, special=special) for g in (case.graph, after))
+    problems = (difference(a, b) for a, b in zip(before, result, strict=True))
+    return next((f"{case.comment}: {p}\n{case.text()}" for p in problems if p), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden_numbers(path):
+    """What is expected of exact passes computes the same numbers, whatever the passes do."""
+    text, cases = read(path.read_text(encoding="utf-8"))
+    passes = Pipeline.parse(text).passes
+    if not all(p.exact for p in passes):
+        pytest.skip("an approximate pass")
+    kinds = (False, True) if {p.name for p in passes} <= TRUE_OF_ALL_NUMBERS else (False,)
+    changed = [case for case in cases if case.after is not None]
+    wrong = [problem for case in changed for special in kinds if (problem := unequal(case, special))]
+    assert not wrong, "\n\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     "path", sorted((FOLDER / "found").glob("*.ir")), ids=lambda path: path.stem
 )
@@ -166,6 +195,15 @@ def test_the_runner_complains():
             "output 0 differs at" in told and "--- expected\ngraph" in told and case.comment in told
         )
         assert accepted(pipeline, case) == right
+
+
+def test_the_numbers_complain():
+    """An expectation that computes something else is told with its comment and its text."""
+    _, (two, one) = read(EXAMPLE)
+    wrong = Case(one.comment, one.before, two.after)
+    assert unequal(two, special=True) is None
+    told = unequal(wrong, special=False)
+    assert told is not None and one.comment in told and "off by" in told
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,12 @@ def resolve(x: TensorType, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return shape
 
 
-@op(aten="expand.default", numpy=lambda x, *, size: np.broadcast_to(x, size), view=True)
+def _expand(x: np.ndarray, *, size: tuple[int, ...]) -> np.ndarray:
+    lead = len(size) - x.ndim
+    return np.broadcast_to(x, [x.shape[i - lead] if d == -1 else d for i, d in enumerate(size)])
+
+
+@op(aten="expand.default", numpy=_expand, view=True)
 def expand(x: Tensor, *, size: Shape):
     "x repeated along new leading axes and along axes of size 1. -1 keeps an axis."
     lead = len(size) - x.rank
