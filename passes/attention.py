@@ -312,8 +312,11 @@ def unrepeated(x: Value, axis: int) -> Value | None:
     """x without the repetition of each slice along `axis` that shares key heads; None without one.
 
     `repeat_kv` in Hugging Face: x[:, :, None].expand(b, g, r, m, d).reshape(b, g * r, m, d).
+    One head for all queries may be there by broadcasting: x.expand(b, h, m, d).
     """
     name = x.op.name
+    if name == "expand" and x.op.args[0].shape == (*x.shape[:axis], 1, *x.shape[axis + 1 :]):
+        return x.op.args[0]
     if name == "permute":
         dims = x.op.attrs["dims"]
         inner = unrepeated(x.op.args[0], dims[axis])

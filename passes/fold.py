@@ -53,11 +53,12 @@ def constant(number: bool | int | float, type: TensorType) -> Value:
 def _number(x: np.ndarray, dtype: DType) -> bool | int | float | None:
     """The Python number of a 0-d array; None when a narrow `dtype` would round it."""
     item = x.item()
-    if dtype.name == "f16" and not np.isnan(x) and np.float16(item) != item:
+    # as Python floats: numpy rounds a Python float before it compares it with a narrow scalar
+    if dtype.name == "f16" and not np.isnan(x) and float(np.float16(item)) != item:
         return None
     if dtype.name == "bf16" and not np.isnan(x):  # the upper half of an f32
         narrow = np.float32(item)
-        if narrow != item or narrow.view(np.uint32) & 0xFFFF:
+        if float(narrow) != item or narrow.view(np.uint32) & 0xFFFF:
             return None
     return item if dtype.kind in "buif" else None
 
@@ -84,7 +85,7 @@ def fold_constants(op: Op, inputs: Sequence[Value | None]) -> Value | None:
     data = [np.asarray(v.number, v.dtype.numpy) for v in scalars]
     with np.errstate(all="ignore"):
         (result,) = meaning(small, data, {})
-    number = _number(result, op.types[0].dtype)
+        number = _number(result, op.types[0].dtype)
     return None if number is None else constant(number, op.types[0])
 
 

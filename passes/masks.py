@@ -102,6 +102,9 @@ class _Walk:
                     source = keep.op.args[0]
                     self.holds(source, _broadcast(source, x, axes), True)
                     return
+        if name == "triu" and (low := uniform(inputs[0])) is not None and low <= NEGLIGIBLE:
+            self.hard &= low <= AS_GOOD_AS_INFINITE  # nn.Transformer's triu(full(-inf), 1)
+            return self.triangle(x, axes, False)
         if name == "cast" and inputs[0].dtype.is_float:
             return self.adds(inputs[0], axes)
         for source, inner in _through_view(x, axes):
