@@ -1,4 +1,4 @@
-"""The command line: `subquad demo`, `optimize`, `compare`, `print`, `recipes`.
+"""The command line: `subquad demo`, `optimize`, `compare`, `print`, `recipes`, `ops`.
 
 Exit codes: 0 done, 1 it failed or the comparison is out of bounds, 2 the command is wrong.
 """
@@ -161,6 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     recipes = command("recipes", _recipes, "the linear-complexity replacements for attention",
             "Lists the recipes that --attention takes.", target=False)  # fmt: skip
     recipes.add_argument("--markdown", action="store_true", help="as a table in Markdown")
+    command("ops", _ops, "the vocabulary of the graph, as a table in Markdown",
+            "Lists every op: its name, the aten overloads it stands for, what it computes.",
+            target=False)  # fmt: skip
     return parser
 
 
@@ -232,6 +235,14 @@ def _recipes(given: Any) -> int:
         print(recipe_markdown(RECIPES))
     else:
         print(plain(recipe_table(RECIPES), width=columns()))
+    return 0
+
+
+def _ops(given: Any) -> int:
+    from .ir import OPS
+    from .tables import op_markdown
+
+    print(op_markdown(OPS))
     return 0
 
 

@@ -79,6 +79,16 @@ def recipe_markdown(recipes: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def op_markdown(ops: Mapping[str, Any]) -> str:
+    """The vocabulary as a table in Markdown, for docs/ops.md: op, aten overloads, what it computes."""
+    rows = [("op", "aten overloads", "what it computes"), ("---",) * 3]
+    for name, defn in ops.items():
+        what = defn.doc.splitlines()[0] if defn.doc else "-"
+        aten = ", ".join(f"`{overload}`" for overload in defn.aten)
+        rows.append((f"`{name}`", aten or "-", what.replace("|", "\\|")))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 MASKS = 4  # that are proved: none, causal, padding, both
 RECIPE_COLUMNS = ("recipe", "kind", "masks", "paper", "what it does")
 

@@ -211,6 +211,14 @@ def test_the_page_on_recipes_is_what_they_say(capsys):
     assert table.strip() in page.read_text("utf-8"), "paste `subquad recipes --markdown` into it"
 
 
+def test_the_page_on_ops_is_what_is_declared():
+    # of its own process: other tests declare ops
+    code = "from subquad.cli import main; main(['ops'])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    page = Path(cli.__file__).with_name("docs") / "ops.md"
+    assert said.stdout in page.read_text("utf-8"), "paste `subquad ops` into it"
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "transformers"])
 def test_the_demo_without_its_extra(capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
