@@ -125,7 +125,23 @@ class _Search:
                     return No("the product of queries and keys is used elsewhere too", value)
             if value in self.kept or (follows is None and not self.once(value, chain)):
                 return No("the product of queries and keys is used elsewhere too", value)
+        if not self.closed(chain):
+            return No("a sum over the product is used elsewhere too, which keeps it", x)
         return chain
+
+    def closed(self, chain: _Chain) -> bool:
+        """Whether sums over the product's rows go into the factors of its rows and nowhere else."""
+        inside = {op for op, _ in chain.steps}
+        stack = [other for _, other in chain.steps if other is not None]
+        factors: set[Op] = set()
+        while stack:
+            value = stack.pop()
+            if value.op not in factors and value not in chain.values and self.depends(value, chain, 8):
+                factors.add(value.op)
+                stack.extend(value.op.operands)
+        made = [value for op in {*factors, *chain.sums} for value in op.results]
+        inside |= factors
+        return not any(v in self.kept or set(self.graph.uses(v)) - inside for v in made)
 
     def once(self, value: Value, chain: _Chain) -> bool:
         return len([u for u in self.graph.uses(value) if u not in chain.sums]) == 1
@@ -155,8 +171,10 @@ class _Search:
         """The first `count` steps on (a b) c."""
         masked = any(_row_step(v)[2] for v in chain.values[1 : count + 1])
         result = self.causal_product(a, b, c, False, 0.0) if masked else matmul(a, matmul(b, c))
-        if result is None:
-            return None
+        return None if result is None else self.stepped(chain, count, result, a, b)
+
+    def stepped(self, chain: _Chain, count: int, result: Value, a: Value, b: Value) -> Value | None:
+        """The first `count` steps, but causal masks, on `result`."""
         for (op, other), value in zip(chain.steps[:count], chain.values[1:], strict=False):
             if _row_step(value)[2]:
                 continue
@@ -175,11 +193,11 @@ class _Search:
             x = x.op.args[0]  # sum(-1).unsqueeze(-1)
         if x.op in chain.sums:
             at = chain.values.index(x.op.args[0])
-            ones = sum_(b, dim=(b.rank - 1,), keepdim=True)
             if any(_row_step(v)[2] for v in chain.values[1 : at + 1]):
                 column = build_ones(transposed(b))
                 return self.through(chain, at, a, b, column)
-            return self.through_sum(chain, at, a, ones, b)
+            total = matmul(a, sum_(b, dim=(b.rank - 1,), keepdim=True))
+            return self.stepped(chain, at, total, a, b)
         if not self.depends(x, chain, depth):
             return self.now.get(x)
         if x.op.name not in ("add", "sub", "mul", "maximum", "clamp", "reciprocal") or not depth:
@@ -188,18 +206,6 @@ class _Search:
         if any(p is None and v is not None for p, v in zip(parts, x.op.args, strict=True)):
             return None
         return build(x.op.defn, parts, x.op.attrs).results[0]
-
-    def through_sum(self, chain: _Chain, at: int, a: Value, ones: Value, b: Value) -> Value | None:
-        result = matmul(a, ones)
-        for op, other in chain.steps[:at]:
-            operands: list[Value | None] = [result]
-            if other is not None:
-                factor = self.row(other, chain, a, b)
-                if factor is None:
-                    return None
-                operands.append(factor)
-            result = build(op.defn, operands, op.attrs).results[0]
-        return result
 
     def depends(self, x: Value, chain: _Chain, depth: int) -> bool:
         if x in chain.values or depth == 0:
