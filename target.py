@@ -14,13 +14,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from .ir import SubquadError
+from .ir import DTYPES, SubquadError
 
 _TYPES = {
-    "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64,
-    "i8": torch.int8, "u8": torch.uint8, "i16": torch.int16, "i32": torch.int32,
-    "i64": torch.int64, "bool": torch.bool,
-}  # fmt: skip
+    name: getattr(torch, DTYPES[name].torch)
+    for name in ("f16", "bf16", "f32", "f64", "i8", "u8", "i16", "i32", "i64", "bool")
+}
 
 _FORM = re.compile(r"(?P<dtype>[a-z0-9]+)\[(?P<shape>[0-9, ]*)\](?:<(?P<high>[0-9]+))?")
 

@@ -57,12 +57,5 @@ def backend(name: str) -> Backend:
     return found
 
 
-TORCH_DTYPE: dict[DType, torch.dtype] = {
-    DTYPES["bool"]: torch.bool, DTYPES["f16"]: torch.float16, DTYPES["bf16"]: torch.bfloat16,
-    DTYPES["f32"]: torch.float32, DTYPES["f64"]: torch.float64, DTYPES["c32"]: torch.complex32,
-    DTYPES["c64"]: torch.complex64, DTYPES["c128"]: torch.complex128,
-    DTYPES["f8e4m3"]: torch.float8_e4m3fn, DTYPES["f8e5m2"]: torch.float8_e5m2,
-    **{DTYPES[f"{kind or 'i'}{bits}"]: getattr(torch, f"{kind}int{bits}")
-       for kind in ("u", "") for bits in (8, 16, 32, 64)},
-}  # fmt: skip
+TORCH_DTYPE: dict[DType, torch.dtype] = {t: getattr(torch, t.torch) for t in DTYPES.values()}
 """The torch dtype of each dtype of the IR."""

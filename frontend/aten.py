@@ -19,14 +19,7 @@ from ..ir.dims import Poly
 from ..ir.errors import CaptureError, IRError
 from ..ir.types import DTYPES, DType, TensorType, bool_, f32, scalar_dtype
 
-DTYPE_OF: dict[torch.dtype, DType] = {
-    torch.bool: DTYPES["bool"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"],
-    torch.float32: DTYPES["f32"], torch.float64: DTYPES["f64"], torch.complex32: DTYPES["c32"],
-    torch.complex64: DTYPES["c64"], torch.complex128: DTYPES["c128"],
-    torch.float8_e4m3fn: DTYPES["f8e4m3"], torch.float8_e5m2: DTYPES["f8e5m2"],
-    **{getattr(torch, f"{kind}int{bits}"): DTYPES[f"{kind or 'i'}{bits}"]
-       for kind in ("u", "") for bits in (8, 16, 32, 64)},
-}  # fmt: skip
+DTYPE_OF: dict[torch.dtype, DType] = {getattr(torch, t.torch): t for t in DTYPES.values()}
 """The IR's dtype of each torch dtype that has one."""
 
 PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking"})

@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ..ir import CaptureError, Dim, Poly, TensorType
 from ..ir.dims import evaluate, symbols
+from ..ir.interpret import solve
 from .aten import DTYPE_OF
 from .refusals import leaf_name, refuse_tensor
 from .symbols import Check
 
-_NAME_OF = {ours: str(theirs).removeprefix("torch.") for theirs, ours in DTYPE_OF.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 MISSING = object()
 
@@ -127,7 +127,7 @@ class Signature:
                 refuse_tensor(tensor, f"input {spec.path!r}")
             type_ = spec.type
             if DTYPE_OF.get(tensor.dtype) is not type_.dtype:
-                wanted = _NAME_OF[type_.dtype]
+                wanted = type_.dtype.torch
                 raise CaptureError(
                     f"input {spec.path!r} has dtype {str(tensor.dtype)[6:]}, captured as {type_} "
                     f"({wanted}): cast it with .to(torch.{wanted}), or capture again with this dtype"
@@ -176,10 +176,8 @@ class Signature:
     def _verify_dim(self, spec: Input, axis: int, dim: Dim, size: int, env: dict[str, int]) -> None:
         missing = {name for name in symbols(dim)} - env.keys()
         if missing:
-            from ..ir.interpret import _solve
-
             name = missing.pop()
-            found = None if missing else _solve(dim, name, size)
+            found = None if missing else solve(dim, name, size)
             if found is None:
                 raise CaptureError(f"input {spec.path!r}: axis {axis} is {dim}, which {size} cannot be")
             env[name] = found

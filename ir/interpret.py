@@ -61,7 +61,7 @@ def bind(
         for axis, (dim, size) in enumerate(zip(expected, shape, strict=True)):
             names = list(symbols(dim))
             if len(names) == 1 and names[0] not in env:
-                found = _solve(dim, names[0], size)
+                found = solve(dim, names[0], size)
                 if found is not None:
                     env[names[0]] = found
             late.append((value, axis, dim, size))
@@ -77,7 +77,7 @@ def bind(
     return env
 
 
-def _solve(dim: Dim, name: str, size: int) -> int | None:
+def solve(dim: Dim, name: str, size: int) -> int | None:
     """The one value >= 0 that gives `slope * name + base` this size; None for any other form."""
     terms = dict(dim.terms) if isinstance(dim, Poly) else {}
     base, slope = terms.pop((), 0), terms.pop(((name, 1),), 0)

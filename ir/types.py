@@ -38,6 +38,13 @@ class DType:
             raise IRError(f"{self.name} has no numpy meaning")
         return np.dtype(np.bool_ if self.kind == "b" else f"{self.kind}{self.bits // 8}")
 
+    @property
+    def torch(self) -> str:
+        """What torch calls it, `float32`; the rooms that import torch look it up there."""
+        words = {"u": "uint", "i": "int", "f": "float", "c": "complex"}
+        odd = {"bool": "bool", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"}
+        return odd.get(self.name) or f"{words[self.kind]}{self.bits}"
+
 
 bool_ = DType("bool", "b", 8)
 u8, u16, u32, u64 = (DType(f"u{n}", "u", n) for n in (8, 16, 32, 64))
