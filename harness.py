@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from .comparison import Comparison, Difference, Output, Row, SiteError, leaves
 from .ir import Graph, SubquadError
 from .measure import Paired, flops, matmul_rate, peak_memory, times
+from .passes.sites import LINEARIZE
 from .reference import double, in_float64, seeded
 from .reproduce import bisect
 from .verify import Verifier
@@ -37,9 +38,6 @@ FACTOR = 3
 
 KEPT = frozenset({"exact", "attention", "kept", "", None})
 """Decisions at an attention site that replaced nothing."""
-
-LINEARIZE = "linearize:"
-"""What the rule of an event is called where a recipe was applied, before the recipe's name."""
 
 
 def compare(

@@ -20,7 +20,7 @@ from ..ir.types import bool_
 from .masks import Mask
 from .pipeline import pass_
 from .recipes import RECIPES, Mixing, Recipe, recipe_named
-from .sites import Site, find_sites, site_mask
+from .sites import LINEARIZE, Site, find_sites, site_mask
 
 
 @pass_(exact=False)
@@ -47,7 +47,7 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}) -> Graph:
             result = substitute(op, inputs, found)
         else:
             result = No("it was not recognised as attention", op.results[0])
-        record.record(f"linearize:{found}", op, result)
+        record.record(f"{LINEARIZE}{found}", op, result)
         return (result,) if isinstance(result, Value) else None
 
     return replace_ops(graph, make, via="linearize")

@@ -10,6 +10,9 @@ from .attention import PASSING, raised
 from .masks import Mask, classify
 from .pipeline import Step
 
+LINEARIZE = "linearize:"
+"""What the rule of an event is called where a recipe was applied, before the recipe's name."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -41,7 +44,7 @@ def find_sites(graph: Graph, steps: Sequence[Step] = ()) -> tuple[Site, ...]:
     """
     decided: dict[Op, Event] = {}
     for step in steps:
-        events = [e for e in step.events if e.rule.startswith("linearize:")]
+        events = [e for e in step.events if e.rule.startswith(LINEARIZE)]
         if events and not step.undone:
             graph = graph if decided else step.before
             decided.update((event.at, event) for event in events)
@@ -73,7 +76,7 @@ def _site(op: Op, event: Event | None) -> Site:
     if event is not None and isinstance(event.result, No):
         reason = event.result.reason
     elif event is not None:
-        decision, reason = event.rule.removeprefix("linearize:"), ""
+        decision, reason = event.rule.removeprefix(LINEARIZE), ""
     (_, h, n, d), (_, g, m, _) = q.shape, k.shape
     return Site(*_place(op), mask.kind, h, g, d, n, m, op, decision, reason)
 
