@@ -7,6 +7,7 @@ stops it is kept as a refusal with its reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,6 +125,8 @@ def scores(x: Value) -> Scores | No:
         if found.masks:
             return No("the mask is added before the scale", x)
         factor = op.args[1].number
+        if found.keeps and not 0 < factor < math.inf:  # type: ignore[operator]
+            return No(f"masked scores are -inf before a scale of {factor}", x)
         found.scale *= factor if op.name == "mul" else 1 / factor if factor else float("nan")
         return found
     if op.name == "cast" and holds_all(op.args[0].dtype, x.dtype):
@@ -180,8 +183,12 @@ def _refolded(
     for group in (found.masks, found.keeps):
         for i, mask in enumerate(group):
             lead = mask.shape[:-2]
-            if lead not in (before[:-2], (), (1,) * len(lead)):
-                return No("heads are folded after a mask that some of them share", mask)
+            if lead not in (before[:-2], (), (1,) * len(lead)):  # OPT: [b, 1, n, m] on [b, h, n, m]
+                try:
+                    mask = expand(mask, size=(*before[:-2], *mask.shape[-2:]))
+                except IRError:
+                    return No("heads are folded after a mask of other heads", mask)
+                lead = before[:-2]
             folded = shape[:-2] if lead == before[:-2] else (1,) * (len(shape) - 2)
             group[i] = reshape(mask, shape=(*folded, *(1, 1, *mask.shape)[-2:]))
     return found

@@ -218,8 +218,10 @@ def uniform(x: Value | None) -> float | None:
         return None
     if x.op.name == "cast":
         inner = uniform(x.op.args[0])
-        if inner is None or math.isnan(inner):
+        if inner is None or math.isnan(inner) or (math.isinf(inner) and not x.dtype.is_float):
             return None
+        if x.dtype.kind == "b":
+            return bool(inner)
         return float(inner) if x.dtype.is_float else int(inner) if x.dtype.kind in "ui" else inner
     number = x.number if x.op.name == "const" else x.op.attrs.get("fill_value")
     return number if isinstance(number, (bool, int, float)) else None
@@ -227,7 +229,7 @@ def uniform(x: Value | None) -> float | None:
 
 def affine(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
     """`start` and slopes by axis when x = start + sum of slope * index, over integers."""
-    if x.dtype.kind != "i":
+    if x.dtype.kind != "i" or x.dtype.bits < 32:  # narrow positions wrap
         return None
     name, inputs, attrs = x.op.name, x.op.args, x.op.attrs
     number = uniform(x)
