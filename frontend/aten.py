@@ -202,6 +202,8 @@ def opaque(
     target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], types: Sequence[TensorType]
 ) -> tuple[Value, ...]:
     """The call kept as it is, for backends that can call torch."""
+    if target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+        target = torch.ops.aten.reshape.default  # types have no strides, so views may need a copy
     operands: list[Value] = []
     structure = _structure(target, tuple(args), operands)
     named = tuple((k, _structure(target, v, operands)) for k, v in kwargs.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import itertools
@@ -48,6 +49,7 @@ def export(
     axis of every tensor. Raises CaptureError with the user's line and torch's reason.
     """
     register_containers((args, kwargs))
+    args, kwargs = told_apart(model, args, kwargs)
     shapes = normalise_shapes(model, args, kwargs, dynamic_shapes)
 
     def attempt(strict: bool) -> Exported:
@@ -71,6 +73,22 @@ def export(
         return attempt(strict=True)
     except Exception:
         raise explained(model, first) from first
+
+
+def told_apart(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The arguments with copies of tensors that come twice, or that are weights of the model.
+
+    torch.export takes one object for one input, and would ignore all but one of its places.
+    """
+    seen = {id(t) for t in (*model.parameters(), *model.buffers())}
+
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        if id(x) in seen:
+            return copy.deepcopy(x.detach()).requires_grad_(x.requires_grad)  # strides as they are
+        seen.add(id(x))
+        return x
+
+    return pytree.tree_map_only(torch.Tensor, apart, (args, kwargs))
 
 
 def explained(model: Any, error: BaseException) -> CaptureError:

@@ -93,15 +93,22 @@ def _scope(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     return root, name
 
 
+class Places(dict[str, tuple[dict[str, Any], str]]):
+    """For each param name the dict and key that hold its tensor.
+
+    No plain dict, because torch.export copies those of a module it traces, fake tensors and all.
+    """
+
+
 def places(
     module: nn.Module, names: Iterable[str], constants: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[dict[str, Any], str]]:
+) -> Places:
     """For each param name of a graph the dict and key in `module` that hold its tensor.
 
     A name that is no weight of the module is a constant: its tensor from `constants` becomes a
     non-persistent buffer of the scope `_constants`, so that `.to()` moves it.
     """
-    found: dict[str, tuple[dict[str, Any], str]] = {}
+    found = Places()
     for name in names:
         place = _find(module, name)
         if place is None:

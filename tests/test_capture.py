@@ -255,6 +255,16 @@ def test_capture_from_threads():
     assert not wrong
 
 
+def test_a_view_that_no_dims_explain():
+    """A view whose sizes torch cannot relate becomes a reshape: its operand may lie otherwise."""
+    mixer = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    model = torch.nn.Module()
+    model.mixer, model.forward = mixer, lambda x, y: mixer(x, y, y)
+    args = torch.randn(2, 6, 16), torch.randn(2, 9, 16)
+    fast = optimized(model, args, dynamic_shapes=True)
+    assert_same(model(*args), fast(*args), atol=1e-6)
+
+
 def test_the_model_is_not_changed():
     """Weights, modes, attributes and hooks are as before; forward's caches hold no fake tensors."""
 

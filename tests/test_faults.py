@@ -421,3 +421,21 @@ def test_dynamic_shapes_that_the_model_does_not_keep():
     model = Fn(lambda x: x.view(2, 3) + 1)
     shapes = (({0: "rows"},),)
     refused("Dim.AUTO", lambda: capture(model, (torch.ones(2, 3),), dynamic_shapes=shapes))
+
+
+def test_one_tensor_for_two_inputs():
+    """A tensor passed twice, or a weight passed as input, is two inputs all the same."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3))
+
+        def forward(self, a, b, c):
+            return a * 10 + b["b"] * self.weight + c
+
+    model, (x, y, z) = Model(), torch.randn(3, 3)
+    for args in ((x, {"b": x}, x), (x, {"b": y}, model.weight)):
+        fast = optimized(model, args)
+        assert_same(model(*args), fast(*args))
+        assert_same(model(z, {"b": x}, y), fast(z, {"b": x}, y))

@@ -317,6 +317,17 @@ def lazily(model, **options):
     return LazyModule(model, build), calls
 
 
+def test_exporting_it_leaves_it_as_it_was(pair):
+    """torch.export takes it like any module, weights by name, and it runs afterwards."""
+    model, fast = pair
+    for strict in (False, True):
+        program = torch.export.export(fast, (X,), strict=strict)
+        assert set(program.state_dict) == set(model.state_dict())
+        assert_same(model(X), program.module()(X))
+        assert type(fast(X)) is torch.Tensor
+        assert_same(model(X), fast(X))
+
+
 def test_lazy():
     """The first call captures; the object becomes the result and keeps its parameters."""
     model = zoo.Mlp().eval()
