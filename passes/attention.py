@@ -125,7 +125,7 @@ def scores(x: Value) -> Scores | No:
         if found.masks:
             return No("the mask is added before the scale", x)
         factor = op.args[1].number
-        if found.keeps and not 0 < factor < math.inf:  # type: ignore[operator]
+        if found.keeps and not 0 < factor < math.inf:
             return No(f"masked scores are -inf before a scale of {factor}", x)
         found.scale *= factor if op.name == "mul" else 1 / factor if factor else float("nan")
         return found
