@@ -14,7 +14,6 @@ import torch
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')
 _ITEM = re.compile(r"\[['\"]?([^\]'\"]+)['\"]?\]")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_PLACES = frozenset({"", "self", "L['self']"})
 
 
 def source_of(meta: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ir import CaptureError, Dim, Poly, symbol
+from ..ir import CaptureError, Dim, symbol
 from ..ir.dims import RESERVED, at_least, ceildiv, evaluate, floordiv, maximum, minimum, symbols
 
 _RELATIONS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
@@ -207,8 +207,3 @@ def named_symbols(placed: Iterable[tuple[Any, str]]) -> dict[str, str]:
 
 
 _RESERVED = frozenset({"min", "max", "True", "False", "None", "inf", "nan", "graph", "none"})
-
-
-def is_symbolic(dim: Dim) -> bool:
-    """Whether a Dim depends on a symbol."""
-    return isinstance(dim, Poly)
