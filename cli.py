@@ -94,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `subquad print ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file that cannot be written
+        print(f"subquad: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     optimize.add_argument("--ir", metavar="FILE", help="also write the optimised graph as text")
     compare = command("compare", _compare, "errors and costs against the original", COMPARE)
     compare.add_argument("--bound", type=float, help="largest error you accept")
-    compare.add_argument("--repeats", type=int, help="timed pairs; default: what fits in 3 s")
+    compare.add_argument("--repeats", type=_count, help="timed pairs; default: what fits in 3 s")
     compare.add_argument(
         "--lengths",
         type=_numbers,
@@ -273,6 +276,12 @@ def _attention(given: list[str] | None) -> Any:
     pairs = [re.fullmatch(r"(?:([^=()]+)=)?(.+)", item, re.DOTALL) for item in given]
     chosen = {match[1] or "*": match[2] for match in pairs if match}
     return chosen["*"] if list(chosen) == ["*"] else chosen
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 or more")
+    return int(text)
 
 
 def _numbers(text: str) -> list[int]:

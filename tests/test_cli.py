@@ -233,3 +233,15 @@ def test_the_last_part_of_the_demo(capsys, monkeypatch, tmp_path):
     code, out, err = run(capsys, "demo", "--lengths", "32,64", "--plot", str(tmp_path / "p.png"))
     assert code == 0, err
     assert "exponent" in out and (tmp_path / "p.png").exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_message(here, capsys):
+    """An exit code and a line that names the file, no traceback."""
+    assert cli.main(["optimize", "my_model:make_model", "--json", "missing/log.json"]) == 1
+    assert "missing/log.json" in capsys.readouterr().err
+
+
+def test_repeats_are_counted():
+    """A negative number of repeats is a wrong command."""
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "my_model:make_model", "--repeats", "-1"])
