@@ -189,12 +189,14 @@ def _demo(given: Any) -> int:
 
 
 def _optimize(given: Any) -> int:
+    from .reproduce import write
+
     fast, *_ = _optimized(given)
     print(fast.log.text(columns()))
     if given.json:
-        Path(given.json).write_text(json.dumps(fast.log.to_dict(), indent=1) + "\n", "utf-8")
+        write(Path(given.json), json.dumps(fast.log.to_dict(), indent=1) + "\n")
     if given.ir:
-        Path(given.ir).write_text(f"{fast.graph}\n", "utf-8")
+        write(Path(given.ir), f"{fast.graph}\n")
     return 0
 
 

@@ -48,10 +48,20 @@ def double(x: Any) -> Any:
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """A block whose random draws are the same every time; the caller's generators go on after it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    """A block whose random draws are the same every time; the caller's generators go on after it.
+
+    By the generators themselves: torch.manual_seed writes to tables of the tracer on its way, and
+    would break a capture that runs in another thread.
+    """
+    generators = (torch.default_generator, *torch.cuda.default_generators)
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(0)
+    try:
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .ir import DTYPES, SubquadError
 
@@ -117,6 +117,10 @@ def example(text: str) -> torch.Tensor:
 def axes_of(args: Any, kwargs: Any, axes: Mapping[int, str]) -> Any:
     """`dynamic_shapes` that makes these axes of every input symbolic."""
     dims = {axis: torch.export.Dim(name, min=1) for axis, name in axes.items()}
+    ranks = [x.dim() for x in tree_leaves(tuple(args)) if isinstance(x, torch.Tensor)]
+    for axis, name in axes.items():
+        if axis >= max(ranks, default=0):
+            raise SubquadError(f"--dynamic {axis}={name}: no input has an axis {axis}; the ranks are {ranks}")
 
     def of(x: torch.Tensor) -> dict[int, Any]:
         return {axis: dim for axis, dim in dims.items() if axis < x.dim()}

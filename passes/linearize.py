@@ -31,6 +31,12 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}) -> Graph:
     """
     chosen = {glob: recipe_named(spec) for glob, spec in recipes.items()}
     paths = {site.op: site.path for site in find_sites(graph)}
+    if chosen and not paths:
+        raise RecipeError(
+            "no attention was found in this model, so there is nothing for a recipe to replace. "
+            "Open sizes that must agree, such as the lengths of k and v, agree only by name: "
+            'dynamic_shapes with one torch.export.Dim("n") for all of them'
+        )
     for glob in chosen:
         if not any(fnmatchcase(path, glob) for path in paths.values()):
             known = ", ".join(dict.fromkeys(paths.values())) or "none"
