@@ -36,7 +36,7 @@ FLOORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.
 FACTOR = 3
 """How many times the original's own error an optimised model may have."""
 
-KEPT = frozenset({"exact", "attention", "kept", "", None})
+KEPT = frozenset({"attention", "kept"})
 """Decisions at an attention site that replaced nothing."""
 
 
@@ -161,8 +161,7 @@ def _site_errors(optimized: Any, args: Any, kwargs: Any) -> tuple[SiteError, ...
 
 def _is_exact(optimized: Any) -> bool:
     """Whether no attention of it was replaced."""
-    sites = getattr(optimized, "sites", None) or ()
-    return all(getattr(site, "decision", "exact") in KEPT for site in sites)
+    return all(site.decision in KEPT for site in getattr(optimized, "sites", ()))
 
 
 # ---- time, memory, work -----------------------------------------------------------------------

@@ -202,6 +202,7 @@ def test_overload(name):
 @pytest.mark.parametrize("name", sorted(SUPPORTED))
 def test_overload_on_every_sample(name):
     """All samples of every dtype."""
+    TALLY["at length"] = 1
     run(name, dict.fromkeys((*MAIN, *OTHER)))
 
 
@@ -335,4 +336,5 @@ def test_summary(capsys):
               f"{TALLY['error inputs']} error inputs refused; "
               f"{TALLY['symbolic rules']} symbolic rules, {TALLY['symbolic rules that say no']} said no; "
               f"{TALLY['composites']} uses of composites")  # fmt: skip
-    assert share > 0.85 or not TALLY  # most of the rest is complex numbers
+    # Of all dtypes alike, more are complex numbers, most of which stay opaque.
+    assert share > (0.85 if TALLY["at length"] else 0.9) or not TALLY["overloads"]
