@@ -1,0 +1,1 @@
+"""The causal language models of Hugging Face, every class of its mapping."""
