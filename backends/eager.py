@@ -19,6 +19,7 @@ from ..ir.graph import Graph
 from ..ir.interpret import bind
 from . import spellings  # noqa: F401  (fills the table of custom lowerings)
 from .base import register
+from .legalise import legalise
 from .lowering import Lowering
 
 
@@ -58,7 +59,7 @@ class Eager:
 
     def compile(self, graph: Graph, modules: Mapping[str, nn.Module] = {}) -> EagerExecutable:
         """`graph` as a torch.fx graph of aten calls. Raises BackendError naming an op torch lacks."""
-        return EagerExecutable(graph, Lowering(graph, modules).module())
+        return EagerExecutable(graph, Lowering(legalise(graph), modules).module())
 
 
 class Inductor(Eager):
@@ -82,7 +83,7 @@ class Inductor(Eager):
 
     def compile(self, graph: Graph, modules: Mapping[str, nn.Module] = {}) -> EagerExecutable:
         """The eager graph handed to torch.compile; compiled at the first call with each set of sizes."""
-        module = Lowering(graph, modules).module()
+        module = Lowering(legalise(graph), modules).module()
         return EagerExecutable(graph, module, torch.compile(module, backend="inductor", fullgraph=True))
 
 

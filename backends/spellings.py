@@ -50,26 +50,23 @@ def truth(to: Lowering, op: Op, operands: list[Any]) -> fx.Node:
 @spelling("attention")
 def attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
     """scaled_dot_product_attention, where it means the same; else the body is lowered."""
-    q, k, v = (to.tensor(x) for x in operands[:3])
-    mask = to.tensor(operands[3]) if len(operands) > 3 else None
-    types = [x.type for x in op.operands]
-    causal, (_, h, n, _), m = op.attrs["causal"], types[0].shape, types[1].shape[2]
-    if len({t.dtype for t in types[:3]}) > 1 or (types[3:] and types[3].dtype not in (bool_, types[0].dtype)):
+    q, k, v, mask, sink = (*op.inputs, None, None)[:5]
+    attrs = op.attrs
+    if q is None or k is None or v is None or sink is not None or attrs["softcap"] is not None:
+        return None
+    if attrs["offset"] != 0 or attrs["window"] is not None:
+        return None
+    if not q.dtype is k.dtype is v.dtype:
         return None  # torch wants one dtype
-    if mask is not None and not op.attrs["safe"]:
-        return None  # torch gives 0 in rows whose keys are all masked
-    if mask is not None and causal:  # torch takes one or the other
-        size = [to.dim(n), to.dim(m)]
-        seen = to.call(aten.ones.default, size, dtype=torch.bool, device=to.device())
-        seen = to.call(aten.tril.default, seen)
-        if types[3].dtype is bool_:
-            mask = to.call(aten.logical_and.default, mask, seen)
-        else:
-            mask = to.call(aten.where.ScalarOther, seen, mask, float("-inf"))
-        causal = False
+    if mask is not None:
+        if mask.dtype not in (bool_, q.dtype) or attrs["causal"]:
+            return None
+        if attrs["empty"] != "zero":
+            return None  # torch gives 0 in rows whose keys are all masked
     return to.call(
-        aten.scaled_dot_product_attention.default, q, k, v, mask, 0.0, causal,
-        scale=op.attrs["scale"], enable_gqa=types[1].shape[1] != h,
+        aten.scaled_dot_product_attention.default,
+        *(to.tensor(x) for x in operands[:3]), to.tensor(operands[3]) if mask is not None else None,
+        0.0, attrs["causal"], scale=attrs["scale"], enable_gqa=k.shape[1] != q.shape[1],
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from .attributes import REQUIRED, attr_key
 from .core import Value
 from .graph import Graph
 
@@ -40,9 +41,8 @@ def print_graph(graph: Graph, *, sources: bool = False, indent: str = "") -> str
 def _shown(defn: Any, attrs: Any) -> Iterator[tuple[str, Any]]:
     for attr in defn.attrs:
         value = attrs[attr.name]
-        if attr.default is None and value is None:
-            continue
-        yield attr.name, value
+        if attr.default is REQUIRED or attr_key({"": value}) != attr_key({"": attr.default}):
+            yield attr.name, value
 
 
 def _fact(name: str, low: int, high: int | None) -> str:

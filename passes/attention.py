@@ -267,7 +267,7 @@ def four_axes(
         if x.rank == 4 and x.shape[:2] != fold:
             x = expand(x, size=(*fold, *x.shape[2:]))
         operands.append(_reshaped(x, (*fold, *x.shape[-2:])))
-    attrs = {"scale": scale, "causal": False, "safe": mask is None}
+    attrs = {"scale": scale, "causal": False, "empty": "zero" if mask is None else "nan"}
     q, k, v = operands
     result = simplified(q, k, v, mask, attrs=attrs)
     if result is None:
@@ -309,7 +309,7 @@ def simplified(
             attrs["causal"] |= found.kind == "causal"
             mask = None
     if mask is None:
-        attrs["safe"] = True  # no row is empty: both mean the same
+        attrs["empty"] = "zero"  # no row is empty: all mean the same
     if (k, v, mask, attrs) == before:
         return None
     return attention_op(q, k, v, mask, **attrs)

@@ -1,12 +1,17 @@
 """The eager backend and Inductor: what a compiled graph does besides giving the right numbers."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 
 from subquad.backends import BACKENDS, backend
 from subquad.frontend.capture import capture
-from subquad.ir import OPS, BackendError, Graph, IRError, TensorType, parse
-from subquad.ir.types import f32
+from subquad.ir import OPS, BackendError, Graph, IRError, TensorType, building, parse
+from subquad.ir.interpret import evaluate
+from subquad.ir.ops.attention import attention
+from subquad.ir.types import bool_, f32
 
 SIZES = """
 graph sizes(%x: f32[b,2*n]) {
@@ -152,3 +157,46 @@ def test_unknown_backends_are_refused_with_the_nearest_name():
     """A typing mistake costs one reading."""
     with pytest.raises(BackendError, match="did you mean 'eager'"):
         backend("eagr")
+
+
+MASKS = list(
+    itertools.product(
+        ("none", "padding", "dense", "additive"),
+        (False, True),
+        (-2, 0, 2),
+        (None, 3),
+        ("zero", "nan", "uniform"),
+    )
+)
+
+
+def test_every_mask_of_attention_means_what_its_body_says():
+    """Masks by position, by operand and both, rows with nothing left, with and without a sink."""
+    random = np.random.default_rng(0)
+    q, k, v = (TensorType(f32, shape) for shape in ((2, 4, 5, 8), (2, 2, 6, 8), (2, 2, 6, 7)))
+    masks = {
+        "padding": (TensorType(bool_, (2, 1, 1, 6)), random.random((2, 1, 1, 6)) < 0.4),
+        "dense": (TensorType(bool_, (5, 6)), random.random((5, 6)) < 0.3),
+        "additive": (TensorType(f32, (1, 4, 5, 6)), random.normal(size=(1, 4, 5, 6))),
+    }
+    for (kind, causal, offset, window, empty), sinks in itertools.product(MASKS, (False, True)):
+        if offset and not causal and window is None:
+            continue
+        with building():
+            inputs = [OPS["input"](name=n, type=t) for n, t in zip("qkv", (q, k, v))]
+            arrays = [random.normal(size=t.shape) for t in (q, k, v)]
+            for name, (type_, array) in masks.items():
+                if name == kind:
+                    inputs.append(OPS["input"](name="m", type=type_))
+                    arrays.append(array)
+            sink = OPS["input"](name="s", type=TensorType(f32, (4,)))
+            mask = inputs[3] if len(inputs) > 3 else None
+            if sinks:
+                inputs, arrays = [*inputs, sink], [*arrays, random.normal(size=4)]
+            y = attention(*inputs[:3], mask, sink if sinks else None, scale=0.3, causal=causal, offset=offset,
+                          window=window, empty=empty)  # fmt: skip
+            graph = Graph("g", inputs, [y])
+        (wanted,), _ = evaluate(graph, arrays)
+        tensors = [torch.tensor(a, dtype=torch.bool if a.dtype == bool else torch.float32) for a in arrays]
+        (given,), _ = backend("eager").compile(graph)(tensors, {})
+        np.testing.assert_allclose(given.numpy(), wanted, atol=2e-6, err_msg=str(graph))

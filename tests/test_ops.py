@@ -255,12 +255,19 @@ graph geglu(%x: f64[2,6], %y: f64[2,6]) {
 }
 graph rope(%x: f64[2,3,5,8], %c: f64[5,8]) { %0 = rope(%x, %c, %c) : f64[2,3,5,8] return %0 }
 graph attention(%q: f64[2,6,5,4], %k: f64[2,3,5,4], %v: f64[2,3,5,7], %m: bool[5,5], %b: f64[2,1,5,5]) {
-  %0 = attention(%q, %k, %v, scale=0.5, causal=False, safe=True) : f64[2,6,5,7]
-  %1 = attention(%q, %k, %v, scale=0.5, causal=True, safe=False) : f64[2,6,5,7]
-  %2 = attention(%q, %k, %v, %m, scale=0.5, causal=True, safe=True) : f64[2,6,5,7]
-  %3 = attention(%q, %k, %v, %b, scale=0.5, causal=True, safe=True) : f64[2,6,5,7]
-  %4 = attention(%q, %k, %v, %b, scale=0.5, causal=False, safe=False) : f64[2,6,5,7]
+  %0 = attention(%q, %k, %v, scale=0.5, causal=False) : f64[2,6,5,7]
+  %1 = attention(%q, %k, %v, scale=0.5, causal=True, empty="nan") : f64[2,6,5,7]
+  %2 = attention(%q, %k, %v, %m, scale=0.5, causal=True) : f64[2,6,5,7]
+  %3 = attention(%q, %k, %v, %b, scale=0.5, causal=True) : f64[2,6,5,7]
+  %4 = attention(%q, %k, %v, %b, scale=0.5, causal=False, empty="nan") : f64[2,6,5,7]
   return %0, %1, %2, %3, %4
+}
+graph attention_more(%q: f64[2,6,5,4], %k: f64[2,3,7,4], %v: f64[2,3,7,4], %m: bool[2,1,1,7], %s: f64[6]) {
+  %0 = attention(%q, %k, %v, none, %s, scale=0.5, softcap=2.0) : f64[2,6,5,4]
+  %1 = attention(%q, %k, %v, %m, scale=0.5, causal=True, offset=2, empty="uniform") : f64[2,6,5,4]
+  %2 = attention(%q, %k, %v, %m, scale=0.5, window=2, empty="nan") : f64[2,6,5,4]
+  %3 = attention(%q, %k, %v, %m, %s, scale=0.5, causal=True, offset=-1, window=2) : f64[2,6,5,4]
+  return %0, %1, %2, %3
 }
 graph linear_attention(%q: f64[2,6,5,4], %k: f64[2,3,5,4], %v: f64[2,3,5,7]) {
   %0 = linear_attention(%q, %k, %v, causal=True, normalize=True, eps=0.001) : f64[2,6,5,7]

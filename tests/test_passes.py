@@ -25,7 +25,7 @@ from subquad.ir import (
 from subquad.ir.dims import evaluate as evaluate_dim
 from subquad.ir.ops.activation import softmax
 from subquad.ir.ops.attention import attention as attention_op
-from subquad.ir.ops.attention import causal_mask
+from subquad.ir.ops.attention import band
 from subquad.ir.ops.elementwise import (
     cast,
     erf,
@@ -476,7 +476,7 @@ def swap(x):
 
 
 def causal(n=N, m=N, low=LOW):
-    return where(causal_mask(n, m), 0.0, low)
+    return where(band(n, m, causal=True), 0.0, low)
 
 
 def eager(q, k, v, mask=None, scale=0.35):
@@ -521,7 +521,7 @@ SPELLINGS = {
         ("causal", True, 2),
     ),
     "masked_fill": (
-        lambda q, k, v: softmax(where(causal_mask(N, N), q @ swap(k), LOW), dim=-1) @ v,
+        lambda q, k, v: softmax(where(band(N, N, causal=True), q @ swap(k), LOW), dim=-1) @ v,
         (HEADS,) * 3,
         ("causal", True, 4),
     ),
@@ -547,7 +547,7 @@ SPELLINGS = {
     "padded and causal": (
         lambda q, k, v, keep: eager(
             q, k, v,
-            where(logical_and(causal_mask(N, N), reshape(keep, shape=(B, 1, 1, N))), 0.0, LOW)),
+            where(logical_and(band(N, N, causal=True), reshape(keep, shape=(B, 1, 1, N))), 0.0, LOW)),
         (HEADS, HEADS, HEADS, TensorType(bool_, (B, N))),
         ("causal+padding", False, 4),
     ),
@@ -582,15 +582,15 @@ def test_masked_rows_keep_their_meaning():
     types = (HEADS, HEADS, HEADS, TensorType(bool_, (B, 1, 1, N)))
     spelled = lambda q, k, v, keep: softmax(where(keep, q @ swap(k), float("-inf")), dim=-1) @ v  # noqa: E731
     called = lambda q, k, v, keep: attention_op(q, k, v, keep, scale=1.0)  # noqa: E731
-    for function, safe in ((spelled, False), (called, True)):
+    for function, empty in ((spelled, "nan"), (called, "zero")):
         graph = build(function, *types)
         arrays = data(graph)
         arrays[3][0] = False
         after, _ = EXACT.run(graph)
-        assert [op.attrs["safe"] for op in after.ops() if op.name == "attention"] == [safe]
+        assert [op.attrs["empty"] for op in after.ops() if op.name == "attention"] == [empty]
         before, result = (evaluate(g, arrays)[0][0] for g in (graph, after))
         assert difference([before], [result]) < 1e-12
-        assert np.isnan(result[0]).all() != safe and np.isfinite(result[1]).all()
+        assert np.isnan(result[0]).all() == (empty == "nan") and np.isfinite(result[1]).all()
 
 
 def test_swin_bias_and_cross_lengths():
@@ -614,7 +614,7 @@ REFUSED = {
     ),
     "no product": (lambda q, k, v: softmax(tanh(q @ swap(k)), dim=-1) @ v, "stands tanh"),
     "mild masking": (
-        lambda q, k, v: softmax(where(causal_mask(N, N), q @ swap(k), -100.0), dim=-1) @ v,
+        lambda q, k, v: softmax(where(band(N, N, causal=True), q @ swap(k), -100.0), dim=-1) @ v,
         "a row of only masked keys would show",
     ),
     "mask before scale": (
@@ -698,7 +698,7 @@ def normalised(q, k, v, eps=1e-6, shape=None, mask=None, scale=1.0):
 
 
 def lower(p):
-    return where(causal_mask(N, N), p, 0.0)
+    return where(band(N, N, causal=True), p, 0.0)
 
 
 def lower_by_ones(p):

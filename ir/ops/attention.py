@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..attributes import Size
 from ..core import Value
 from ..declare import Float, Real, Tensor, composite
 from ..dims import Dim
 from ..errors import IRError
-from ..types import TensorType, bool_, broadcast, i64
+from ..types import DType, TensorType, bool_, broadcast, i64
 from . import elementwise as e
-from . import index, linear, shape
+from . import graph, index, linear, shape
 from . import reduce as r
 from .activation import as_dtype, softmax, wide
 
@@ -63,29 +64,54 @@ def swap(x: Value) -> Value:
     return shape.permute(x, dims=(*range(x.rank - 2), x.rank - 1, x.rank - 2))
 
 
-def causal_mask(n: Dim, m: Dim) -> Value:
-    """bool[n,m]: key j is kept for query i iff j <= i."""
-    rows = shape.reshape(index.arange(start=0, end=n, dtype=i64), shape=(n, 1))
-    return e.le(index.arange(start=0, end=m, dtype=i64), rows)
+EMPTY = ("zero", "nan", "uniform")
+"""What a row whose keys are all masked may give: see `attention`."""
+
+
+def band(n: Dim, m: Dim, *, causal: bool, offset: Dim = 0, window: Dim | None = None) -> Value | None:
+    """bool[n,m], True where `attention` lets query i see key j by position; None where everywhere.
+
+    causal: j <= i + offset. window: |i + offset - j| < window.
+    """
+    rows = shape.reshape(index.arange(start=offset, end=n + offset, dtype=i64), shape=(n, 1))
+    columns = index.arange(start=0, end=m, dtype=i64)
+    keep = e.le(columns, rows) if causal else None
+    if window is not None:
+        distance = rows - columns
+        near = e.lt(distance if causal else e.abs_(distance), window)
+        keep = near if keep is None else e.logical_and(keep, near)
+    return keep
 
 
 @composite
 def attention(
-    q: Real, k: Real, v: Real, mask: Tensor | None = None, *, scale: float, causal: bool = False,
-    safe: bool = True,
+    q: Real, k: Real, v: Real, mask: Tensor | None = None, sink: Real | None = None, *, scale: float,
+    softcap: float | None = None, causal: bool = False, offset: Size = 0, window: Size | None = None,
+    empty: str = "zero",
 ):  # fmt: skip
     """softmax(scale * q k^T + mask) v for q [b,h,n,d], k [b,g,m,d], v [b,g,m,e]; h a multiple of g.
 
-    mask: bool (True keeps) or additive, broadcastable to [b,h,n,m]. causal: key j is kept for query
-    i iff j <= i. safe: a row whose keys are all masked gives 0, as in torch's
-    scaled_dot_product_attention, instead of the NaN that a plain softmax gives.
+    mask: bool (True keeps) or additive, broadcastable to [b,h,n,m]. sink: [h], the score of a key
+    that every query sees and whose value is 0 (arXiv:2309.17453); zeros for softmax-off-by-one.
+    softcap: scores become softcap * tanh(score / softcap) before they are masked (arXiv:2408.00118).
+    causal: key j is kept for query i iff j <= i + offset. window: also only iff
+    |i + offset - j| < window. empty: what a row whose keys are all masked gives: "zero" as in torch's
+    scaled_dot_product_attention, "nan" as a plain softmax of -inf, "uniform" the mean of all values
+    as under a finite minus infinity. With a sink it is zero.
     """
     each = heads(q, k, v)
     (b, h, n, _), m = q.shape, k.shape[2]
+    if empty not in EMPTY:
+        raise IRError(f"empty={empty!r}: it is one of {', '.join(EMPTY)}")
+    if (offset != 0 and not causal and window is None) or softcap == 0:
+        raise IRError("an offset needs causal=True or a window, and softcap is not 0")
     scores = linear.matmul(grouped(q, k), swap(k))
     scores = wide(shape.reshape(scores, shape=(b, h, n, m))) * scale
-    if causal:
-        scores = e.where(causal_mask(n, m), scores, float("-inf"))
+    if softcap is not None:
+        scores = e.tanh(scores / softcap) * softcap
+    keep = band(n, m, causal=causal, offset=offset, window=window)
+    if keep is not None:
+        scores = e.where(keep, scores, float("-inf"))
     if mask is not None:
         if broadcast(mask.shape, scores.shape) != scores.shape:
             raise IRError(f"mask [{_text(mask)}] does not broadcast to [{_text(scores)}]")
@@ -93,13 +119,27 @@ def attention(
             scores = e.where(mask, scores, float("-inf"))
         else:
             scores = scores + as_dtype(mask, scores.dtype)
-    weights = softmax(scores, dim=3)
-    if safe and mask is not None:
+    if sink is not None:
+        if sink.shape != (h,):
+            raise IRError(f"sink [{_text(sink)}] is not one score for each of {h} heads")
+        drain = shape.reshape(as_dtype(sink, scores.dtype), shape=(1, h, 1, 1))
+        scores = shape.cat(scores, shape.expand(drain, size=(b, h, n, 1)), dim=3)
+        weights = shape.slice_(softmax(scores, dim=3), dim=3, start=0, end=m)
+    else:
+        weights = softmax(scores, dim=3)
+    masked = keep is not None or mask is not None
+    if masked and sink is None and empty != "nan":
         dead = e.eq(r.amax(scores, dim=(3,), keepdim=True), float("-inf"))
-        weights = e.where(dead, 0.0, weights)
+        weights = e.where(dead, 0.0 if empty == "zero" else _one_over(m, weights.dtype), weights)
     weights = as_dtype(weights, v.dtype)
     out = linear.matmul(shape.reshape(weights, shape=(b, k.shape[1], each * n, m)), v)
     return as_dtype(shape.reshape(out, shape=(b, h, n, v.shape[3])), q.dtype)
+
+
+def _one_over(m: Dim, dtype: DType) -> Value | float:
+    if isinstance(m, int):
+        return 1.0 / max(m, 1)
+    return e.reciprocal(e.cast(graph.size(value=m, dtype=i64), dtype=dtype))
 
 
 def _linear_flops(q: TensorType, k: TensorType, v: TensorType, *, causal: bool, normalize: bool,
@@ -142,7 +182,7 @@ def linear_attention(
     x, k, v = wide(q), wide(k), wide(v)
     if causal:
         weights = shape.reshape(linear.matmul(grouped(x, k), swap(k)), shape=(b, h, n, m))
-        weights = e.where(causal_mask(n, m), weights, 0.0)
+        weights = e.where(band(n, m, causal=True), weights, 0.0)
         total = r.sum_(weights, dim=(3,), keepdim=True)
         out = linear.matmul(shape.reshape(weights, shape=(b, g, each * n, m)), v)
     else:
