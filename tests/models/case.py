@@ -48,6 +48,11 @@ class Case:
     dynamic_shapes: Any = None
     fast: bool = False
 
+    @property
+    def id(self) -> str:
+        """family/name."""
+        return f"{self.family}/{self.name}"
+
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"{self.name}: no family {self.family!r}; there are {', '.join(FAMILIES)}")
@@ -60,23 +65,23 @@ class NotBuiltError(Exception):
 
 
 CASES: dict[str, Case] = {}
-"""Every case that was registered so far, by name; `cases()` fills it."""
+"""Every case that was registered so far, by id; `cases()` fills it."""
 
 
 def case(name: str, family: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register what it decorates as the builder of a case; `options` are the fields of `Case`."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        if name in CASES:
-            raise ValueError(f"two cases are called {name!r}")
-        CASES[name] = Case(name, family, build, **options)
+        made = Case(name, family, build, **options)
+        if CASES.setdefault(made.id, made) is not made:
+            raise ValueError(f"two cases are called {made.id!r}")
         return build
 
     return register
 
 
 def cases() -> dict[str, Case]:
-    """Every case of the zoo, by name."""
+    """Every case of the zoo, by id."""
     package = __name__.rpartition(".")[0]
     import_module(f"{package}.causal_lm")
     families = import_module(f"{package}.families")

@@ -1,0 +1,277 @@
+"""Running a model of the zoo: build, capture, optimise by all exact passes, hold to float64.
+
+    result = run(case)          # here
+    result = isolated(case)     # in a process of its own, with limits on its time and its memory
+
+Nothing raises: what goes wrong is the status of the result, and its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import subquad
+from subquad.comparison import leaves
+from subquad.ir import CaptureError
+from subquad.reference import seeded
+
+from .case import Case, NotBuiltError, cases
+
+SECONDS = 300
+"""A model that takes longer is given up."""
+
+MEMORY = 6 << 30
+"""Bytes of data a model's process may hold."""
+
+STATUS = ("equal", "differs", "uncaptured", "unbuilt", "crashed")
+"""From good to bad. equal: within max(3 x the original's own error, 1e-5) of float64. crashed: an
+error of subquad that is none of its own family, or the end of the process."""
+
+DATA = frozenset({"input", "param", "const"})
+
+
+@dataclass
+class Call:
+    """One capture and one call. Errors are largest differences to the float64 run of the original.
+
+    bits: equal to the original bit for bit. sites: path, mask, q_heads, kv_heads, decision, reason.
+    ops: before and after the passes. seconds: capture, and each pass by name. undone: what passes
+    raised.
+    """
+
+    status: str
+    reason: str = ""
+    error: float | None = None
+    own: float | None = None
+    bits: bool = False
+    reference: str = ""
+    ops: tuple[int, int] = (0, 0)
+    sites: list[tuple[str, str, str, str, str, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    undone: list[str] = field(default_factory=list)
+
+    @property
+    def recognised(self) -> int:
+        """Sites that are attention."""
+        return sum(decision == "attention" for *_, decision, _ in self.sites)
+
+    @property
+    def explained(self) -> int:
+        """Sites that are not attention, with the reason."""
+        return sum(decision != "attention" and bool(why) for *_, decision, why in self.sites)
+
+    @property
+    def masks(self) -> dict[str, int]:
+        """How many attentions have each kind of mask."""
+        return dict(sorted(Counter(mask for _, mask, *_, d, _ in self.sites if d == "attention").items()))
+
+    @property
+    def heads(self) -> str:
+        """Query and key heads, 4/2; several where layers differ."""
+        pairs = {f"{h}/{g}": None for _, _, h, g, d, _ in self.sites if d == "attention"}
+        return ",".join(pairs)
+
+
+@dataclass
+class Result:
+    """What a model of the zoo came to.
+
+    softmaxes: how many the original ran, in attention kernels or by themselves; each should be a
+    site of `first`. second: the call at the second shape, from a capture with open dims.
+    """
+
+    name: str
+    family: str
+    first: Call
+    second: Call | None = None
+    softmaxes: int = 0
+
+    @property
+    def id(self) -> str:
+        """That of its case, family/name."""
+        return f"{self.family}/{self.name}"
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Result:
+        """The result of `to_json`."""
+        data = json.loads(text)
+        for key in ("first", "second"):
+            if data[key] is not None:
+                data[key]["sites"] = [tuple(site) for site in data[key]["sites"]]
+                data[key] = Call(**data[key])
+        return Result(**data)
+
+
+class Softmaxes(TorchDispatchMode):
+    """Counts the softmaxes that run inside it, those of attention kernels too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        self.count += name in ("aten::_softmax", "aten::_safe_softmax") or "attention_for_cpu" in name
+        return func(*args, **(kwargs or {}))
+
+
+def run(case: Case) -> Result:
+    """The result of a case, in this process."""
+    result = Result(case.name, case.family, Call("unbuilt"))
+    try:
+        model, kwargs = case.build()
+        with Softmaxes() as softmaxes:
+            _call(model, kwargs)
+    except Exception as error:
+        result.first.reason = _told(error)
+        return result
+    result.softmaxes = softmaxes.count
+    result.first = _attempt(model, kwargs, kwargs, None)
+    if case.second is not None:
+        result.second = _attempt(model, kwargs, case.second(), case.dynamic_shapes)
+    return result
+
+
+def _attempt(model: Any, example: Any, kwargs: Any, dynamic_shapes: Any) -> Call:
+    start = time.perf_counter()
+    try:
+        fast = subquad.optimize(
+            model, (), example, attention="exact", check=False, backend="eager",
+            dynamic_shapes=dynamic_shapes,
+        )  # fmt: skip
+    except CaptureError as error:
+        return Call("uncaptured", _told(error))
+    except Exception as error:
+        return Call("crashed", _told(error, at=True))
+    total = time.perf_counter() - start
+    steps = fast.log.steps
+    spent = Counter[str]()
+    for step in steps:
+        spent[step.name] += step.seconds
+    call = Call(
+        "differs",
+        ops=(_size(steps[0].before), _size(fast.graph)),
+        sites=[_site(site) for site in fast.sites],
+        seconds={"capture": total - sum(spent.values()), **spent},
+        undone=[f"{step.name}: {step.undone}" for step in steps if step.undone],
+    )
+    try:
+        compared = subquad.compare(model, fast, (), kwargs, repeats=0)
+        theirs, ours = (leaves(_call(m, kwargs)) for m in (model, fast))
+    except CaptureError as error:  # sizes that the model fixed while it was captured
+        call.status, call.reason = "uncaptured", _told(error)
+        return call
+    except Exception as error:
+        call.status, call.reason = "crashed", _told(error, at=True)
+        return call
+    call.error, call.reference = compared.max_error, compared.reference
+    call.own = max((o.original.max_abs for o in compared.outputs), default=0.0)
+    call.bits = all(_same(x, ours[name]) for name, x in theirs.items())
+    wrong = [f"{o.name} is off by {o.optimized.max_abs:.2g}" for o in compared.outputs if not o.within()]
+    call.status, call.reason = ("differs", "; ".join(wrong)) if wrong else ("equal", "")
+    return call
+
+
+def _call(model: Any, kwargs: Any) -> Any:
+    kwargs = tree_map_only(torch.Tensor, torch.clone, kwargs)
+    with torch.no_grad(), seeded():
+        return model(**kwargs)
+
+
+def _same(x: Any, y: Any) -> bool:
+    if not isinstance(x, torch.Tensor):
+        return type(x) is type(y)
+    return x.dtype is y.dtype and x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
+
+
+def _site(site: Any) -> tuple[str, str, str, str, str, str]:
+    return (site.path, site.mask, str(site.q_heads), str(site.kv_heads), site.decision, site.reason)
+
+
+def _size(graph: Any) -> int:
+    return sum(op.name not in DATA for op in graph.ops())
+
+
+def _told(error: BaseException, at: bool = False) -> str:
+    """An error on one line; with `at`, the innermost frame too."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:3])[:300]
+    if not isinstance(error, (NotBuiltError, CaptureError)):
+        text = f"{type(error).__name__}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if at and frames else ""
+    return f"{text}{where}"
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+def isolated(case: Case, seconds: float = SECONDS) -> Result:
+    """The result of a case, from a process of its own; given up after `seconds`, or past MEMORY."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "subquad.api", "subquad.harness", __name__])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(case.id, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(seconds):
+            return Result.from_json(ours.recv_bytes().decode())
+        reason = f"no result after {seconds:g} s"
+    except EOFError:
+        process.join(10)
+        reason = f"the process ended with {process.exitcode}"
+    finally:
+        if process.is_alive():
+            process.kill()
+        process.join()
+        ours.close()
+    return Result(case.name, case.family, Call("crashed", reason))
+
+
+def _child(id: str, answer: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere:  # what models print while they are traced
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    answer.send_bytes(run(cases()[id]).to_json().encode())
+
+
+def sweep(
+    chosen: Iterable[Case], done: Path | None = None, say: Callable[[Result], None] = lambda result: None
+) -> list[Result]:
+    """Results of many cases, one after the other. done: a file of results to which new ones are
+    added, line by line; cases that are in it are not run again."""
+    known = {}
+    if done is not None and done.exists():
+        known = {r.id: r for r in map(Result.from_json, done.read_text().splitlines())}
+    results = []
+    for case in chosen:
+        result = known.get(case.id)
+        if result is None:
+            result = isolated(case)
+            if done is not None:
+                with done.open("a") as file:
+                    file.write(result.to_json() + "\n")
+            say(result)
+        results.append(result)
+    return results
