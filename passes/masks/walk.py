@@ -8,47 +8,27 @@ What is none of these is unproved: the mask is dense. Unknown means no.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from ..ir import Dim, Value
-from ..ir.dims import at_least
-from ..ir.ops.elementwise import logical_and, logical_not, ne
-from ..ir.ops.shape import expand, permute, reshape
+from ...ir import Dim, Op, Value
+from ...ir.dims import at_least
+from ...ir.ops.elementwise import logical_and, logical_not, ne
+from ...ir.ops.shape import permute, reshape
+from .mask import AS_GOOD_AS_INFINITE, NEGLIGIBLE, Mask, uniform
 
 Axes = tuple[int | None, ...]
 """For each axis of a value, the axis of the scores it runs along (0 to 3); None for size 1."""
-
-NEGLIGIBLE = -1e4
-"""An additive mask at or below this masks, for the purpose of naming what it is."""
-
-AS_GOOD_AS_INFINITE = -1e30
-"""Added to a score of any sane size, this leaves no weight beside a key that is kept."""
-
-
-@dataclass(frozen=True)
-class Mask:
-    """What a mask keeps. kind: none, causal, padding, causal+padding or dense.
-
-    padding: bool [b or 1, 1, 1, m], True where a key is kept; None without padding. hard: masked
-    weights are exactly 0 wherever a row keeps any key. reason: why it is dense.
-    """
-
-    kind: str
-    padding: Value | None = None
-    hard: bool = True
-    reason: str = ""
-
 
 class UnprovedError(Exception):
     """Why a factor could not be named."""
 
 
-def classify(mask: Value | None, causal: bool = False) -> Mask:
-    """What `mask` (bool or additive, broadcastable to [b, h, n, m], or None) keeps.
+def classify(
+    mask: Value | None, causal: bool = False, offset: Dim = 0, window: Dim | None = None
+) -> Mask:
+    """What `mask` (bool or additive, broadcastable to [b, h, n, m], or None) keeps and adds.
 
-    causal: it is in force together with j <= i.
+    causal, offset, window: it is in force together with these attributes of `attention`.
     """
     walk = _Walk()
     try:
@@ -58,14 +38,37 @@ def classify(mask: Value | None, causal: bool = False) -> Mask:
                 walk.holds(mask, axes, True)
             else:
                 walk.adds(mask, axes)
+        if walk.causal and (offset != 0 or window is not None):
+            raise UnprovedError("it is causal within a window of another offset")
     except UnprovedError as reason:
-        return Mask("dense", reason=str(reason))
-    kinds = ["causal"] if causal or walk.causal else []
+        return Mask("dense", causal, offset, window, reason=str(reason), at=mask)
+    causal = causal or walk.causal
     padding = None
     for factor in walk.padding:
         padding = factor if padding is None else logical_and(padding, factor)
-    kinds += ["padding"] if padding is not None else []
-    return Mask("+".join(kinds) or "none", padding, walk.hard)
+    kinds = [("causal", causal), ("window", window is not None), ("padding", padding is not None)]
+    kind = "+".join(name for name, there in kinds if there) or "none"
+    return Mask(kind, causal, offset, window, padding=padding, hard=walk.hard)
+
+
+def classify_op(op: Op) -> Mask:
+    """What the mask of an `attention` op is, its attributes included."""
+    mask = op.args[3] if len(op.args) > 3 else None
+    return classify(mask, op.attrs["causal"], op.attrs["offset"], op.attrs["window"])
+
+
+def simplify(
+    mask: Value, causal: bool = False, offset: Dim = 0, window: Dim | None = None, empty: str = "zero"
+) -> tuple[Value | None, bool, Dim, Dim | None, str] | None:
+    """A mask operand of `attention` and its attributes as (operand, causal, offset, window, empty).
+
+    The same result exactly, with the part that is by position in the attributes. None where nothing
+    changes.
+    """
+    found = classify(mask, causal, offset, window)
+    if found.kind not in ("none", "causal") or not (found.hard or mask.dtype.kind == "b"):
+        return None
+    return None, found.causal, found.offset, found.window, empty
 
 
 class _Walk:
@@ -210,23 +213,6 @@ class _Walk:
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 
 
-def uniform(x: Value | None) -> float | None:
-    """The one number every element of x is, when x is a constant or views of one."""
-    while x is not None and x.op.name in ("expand", "reshape", "permute", "slice"):
-        x = x.op.args[0]
-    if x is None or x.op.name not in ("const", "full", "cast"):
-        return None
-    if x.op.name == "cast":
-        inner = uniform(x.op.args[0])
-        if inner is None or math.isnan(inner) or (math.isinf(inner) and not x.dtype.is_float):
-            return None
-        if x.dtype.kind == "b":
-            return bool(inner)
-        return float(inner) if x.dtype.is_float else int(inner) if x.dtype.kind in "ui" else inner
-    number = x.number if x.op.name == "const" else x.op.attrs.get("fill_value")
-    return number if isinstance(number, (bool, int, float)) else None
-
-
 def affine(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
     """`start` and slopes by axis when x = start + sum of slope * index, over integers."""
     if x.dtype.kind != "i" or x.dtype.bits < 32:  # narrow positions wrap
@@ -329,9 +315,3 @@ def _aligned(keep: Value, axes: Axes) -> Value:
     sizes = {a: keep.shape[moved.index(i)] for a, i in order}
     shape = (sizes.get(0, 1), 1, 1, sizes.get(3, 1))
     return keep if keep.shape == shape else reshape(keep, shape=shape)
-
-
-def over_keys(padding: Value, b: Dim, m: Dim) -> Value:
-    """A padding mask [b or 1, 1, 1, m or 1] as bool [b, 1, m, 1], along the keys of k and v."""
-    full = expand(padding, size=(b, 1, 1, m))
-    return reshape(full, shape=(b, 1, m, 1))
