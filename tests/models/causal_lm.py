@@ -10,12 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.export import Dim
 
-from .case import NotBuiltError, case, tiny
+from .case import case, tiny
 from .shrink import shrunk
-
-GIVEN: dict[str, dict[str, Any]] = {}
-"""Fields that the names alone do not settle, by model type."""
 
 
 def _names() -> dict[str, str]:
@@ -29,11 +27,12 @@ def model(model_type: str, attention: str | None = None) -> Any:
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = shrunk(CONFIG_MAPPING[model_type], **GIVEN.get(model_type, {}))
+    kind = getattr(transformers, _names()[model_type])
+    wanted = CONFIG_MAPPING[model_type]
+    if kind.config_class is not None and kind.config_class.model_type != model_type:
+        wanted = kind.config_class  # the language model in a multimodal one
+    config = shrunk(wanted, **{"is_decoder": True} if hasattr(wanted, "is_decoder") else {})
     config.use_cache = False
-    kind = getattr(transformers, _names()[model_type], None)
-    if kind is None:
-        raise NotBuiltError(f"transformers exports no {_names()[model_type]}")
     if attention is None:
         attention = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
     return tiny(lambda: kind._from_config(config, attn_implementation=attention))
@@ -55,7 +54,8 @@ def build(model_type: str, attention: str | None = None) -> tuple[Any, dict[str,
 
 
 second = partial(tokens, 3, 17, (0, 5, 1))
-OPEN = {"input_ids": {0: "b", 1: "n"}, "attention_mask": {0: "b", 1: "n"}, "use_cache": None}
+AXES = {0: Dim.AUTO, 1: Dim.AUTO}  # torch finds the ranges; what it fixes, the second call meets
+OPEN = {"input_ids": AXES, "attention_mask": AXES, "use_cache": None}
 
 for _type in _names():
     case(_type, "causal-lm", second=second, dynamic_shapes=OPEN)(partial(build, _type))

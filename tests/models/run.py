@@ -227,7 +227,7 @@ def _told(error: BaseException, at: bool = False) -> str:
 def isolated(case: Case, seconds: float = SECONDS) -> Result:
     """The result of a case, from a process of its own; given up after `seconds`, or past MEMORY."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "subquad.api", "subquad.harness", __name__])
+    context.set_forkserver_preload([__name__, f"{__name__.rpartition('.')[0]}.warm"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(case.id, theirs), daemon=True)
     process.start()
