@@ -36,6 +36,8 @@ class Widen(TorchDispatchMode):
             return torch.float64 if isinstance(x, torch.dtype) and x in NARROW else x
 
         args, kwargs = tree_map(wide, args), tree_map(wide, kwargs or {})
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is torch.float64:
+            return grouped_mm(*args, **kwargs)
         result = func(*args, **kwargs)
         return result if tensors or fixed else tree_map(double, result)
 
@@ -46,8 +48,22 @@ def double(x: Any) -> Any:
     return x.detach().to(torch.float64) if narrow else x
 
 
+def grouped_mm(
+    rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor | None = None, *_: Any, **__: Any
+) -> torch.Tensor:
+    """rows [n, k] times matrices [g, k, m], group i up to row ends[i]; torch's own takes no float64."""
+    if ends is None or rows.dim() != 2 or matrices.dim() != 3:
+        raise NotImplementedError("grouped_mm in float64 is known for groups of rows only")
+    made = rows.new_zeros(rows.shape[0], matrices.shape[-1])
+    start = 0
+    for matrix, end in zip(matrices, ends.tolist()):
+        made[start:end] = rows[start:end] @ matrix
+        start = end
+    return made
+
+
 @contextlib.contextmanager
-def seeded() -> Iterator[None]:
+def seeded(seed: int = 0) -> Iterator[None]:
     """A block whose random draws are the same every time; the caller's generators go on after it.
 
     By the generators themselves: torch.manual_seed writes to tables of the tracer on its way, and
@@ -56,7 +72,7 @@ def seeded() -> Iterator[None]:
     generators = (torch.default_generator, *torch.cuda.default_generators)
     states = [generator.get_state() for generator in generators]
     for generator in generators:
-        generator.manual_seed(0)
+        generator.manual_seed(seed)
     try:
         yield
     finally:

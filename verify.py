@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .backends import backend
 from .ir import Graph
+from .learned import initial
 from .reference import Widen, double, seeded
 
 
@@ -36,6 +37,7 @@ class Verifier:
         """Outputs, then updates by name, as numpy arrays."""
         run = backend("eager").compile(graph, self.modules)
         with seeded(), Widen():
-            outputs, updates = run([x.clone() for x in self.inputs], self.tensors)
+            tensors = self.tensors | initial(graph, self.tensors)
+            outputs, updates = run([x.clone() for x in self.inputs], tensors)
         results = [*outputs, *(updates[name] for name in sorted(updates))]
         return [x.detach().cpu().numpy() for x in results]

@@ -17,7 +17,7 @@ from ..ir import CaptureError, Graph
 from .capture import Captured
 from .refusals import check_model
 from .signature import Signature
-from .state import copy_state, places
+from .state import add_parameters, copy_state, places
 
 Executable = Callable[
     [Sequence[torch.Tensor], Mapping[str, torch.Tensor]],
@@ -47,11 +47,11 @@ class OptimizedModule(nn.Module):
         graph: Graph | None = None,
         executable: Executable | None = None,
         *,
-        tensors: Mapping[str, torch.Tensor] | None = None,
+        learned: Mapping[str, torch.Tensor] | None = None,
         folded: frozenset[str] = frozenset(),
         share_weights: bool = False,
     ):
-        """tensors: for params that passes added to `graph`, beside `captured.tensors`."""
+        """learned: weights that passes added to `graph`, by dotted name; they become parameters."""
         super().__init__()
         model = check_model(model)
         if executable is None:
@@ -63,8 +63,9 @@ class OptimizedModule(nn.Module):
         self.backend: Any = None
         self._title = captured.graph.name
         self._executable = executable
-        self._given = {**captured.tensors, **(tensors or {})}
+        self._given = dict(captured.tensors)
         copy_state(model, self, share_weights)
+        add_parameters(self, learned or {})
         self.training = captured.model_was_training
         self._settle()
 
@@ -102,10 +103,25 @@ class OptimizedModule(nn.Module):
                 signature.verify_aliases(inputs)
             if self._frozen:
                 self._verify_frozen()
-        outputs, updates = self._executable(inputs, tensors)
+        read = self._read(inputs, tensors) if self.graph.updates else (inputs, tensors)
+        outputs, updates = self._executable(*read)
         if updates:
             outputs = self._write(inputs, tensors, outputs, updates)
         return signature.unflatten(outputs, env)
+
+    def _read(
+        self, inputs: list[torch.Tensor], tensors: dict[str, torch.Tensor]
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """What the graph reads: copies of what is written later, where a backward pass may need it."""
+        everything = (*inputs, *tensors.values())
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in everything)):
+            return inputs, tensors
+        written = self.graph.updates.keys()
+        named = zip((spec.name for spec in self._signature.inputs), inputs)
+        return (
+            [x.clone() if name in written else x for name, x in named],
+            {name: x.clone() if name in written else x for name, x in tensors.items()},
+        )
 
     def _write(
         self,

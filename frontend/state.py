@@ -67,9 +67,7 @@ def _copied(tensor: torch.Tensor | None, tensors: dict[int, Any], share: bool) -
     return tensors[id(tensor)]
 
 
-def _from_program(
-    program: ExportedProgram, target: nn.Module, tensors: dict[int, Any], share: bool
-) -> None:
+def _from_program(program: ExportedProgram, target: nn.Module, tensors: dict[int, Any], share: bool) -> None:
     persistent = set(program.graph_signature.buffers) - set(program.graph_signature.non_persistent_buffers)
     constants = {k: v for k, v in program.constants.items() if k in program.graph_signature.buffers}
     for path, tensor in {**program.state_dict, **constants}.items():
@@ -81,6 +79,16 @@ def _from_program(
             scope._buffers[name] = copied
             if path not in persistent:
                 scope._non_persistent_buffers_set.add(name)
+
+
+def add_parameters(target: nn.Module, learned: Mapping[str, torch.Tensor]) -> None:
+    """Register tensors under their dotted names as parameters; what is no float as a buffer."""
+    for path, tensor in learned.items():
+        scope, name = _scope(target, path)
+        if tensor.is_floating_point():
+            scope._parameters[name] = nn.Parameter(tensor)
+        else:
+            scope._buffers[name] = tensor
 
 
 def _scope(root: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -100,9 +108,7 @@ class Places(dict[str, tuple[dict[str, Any], str]]):
     """
 
 
-def places(
-    module: nn.Module, names: Iterable[str], constants: Mapping[str, torch.Tensor]
-) -> Places:
+def places(module: nn.Module, names: Iterable[str], constants: Mapping[str, torch.Tensor]) -> Places:
     """For each param name of a graph the dict and key in `module` that hold its tensor.
 
     A name that is no weight of the module is a constant: its tensor from `constants` becomes a

@@ -46,9 +46,7 @@ def interpret(
     return [data[v] for v in graph.outputs], {k: data[v] for k, v in graph.updates.items()}
 
 
-def bind(
-    shapes: Mapping[Value, Sequence[int]], env: dict[str, int] | None = None
-) -> dict[str, int]:
+def bind(shapes: Mapping[Value, Sequence[int]], env: dict[str, int] | None = None) -> dict[str, int]:
     """Values of the dim symbols, from actual shapes. Raises IRError naming the dim that differs."""
     env = {} if env is None else env
     late: list[tuple[Value, int, Dim, int]] = []
@@ -71,9 +69,7 @@ def bind(
         wanted = evaluate_dim(dim, env)
         if wanted != size:
             known = f" = {wanted}" if isinstance(dim, Poly) else ""
-            raise IRError(
-                f"{_who(value)} is {value.type}: axis {axis} is {dim}{known}, given {size}"
-            )
+            raise IRError(f"{_who(value)} is {value.type}: axis {axis} is {dim}{known}, given {size}")
     return env
 
 
@@ -87,11 +83,7 @@ def solve(dim: Dim, name: str, size: int) -> int | None:
 
 
 def _who(value: Value) -> str:
-    return (
-        f"input {value.op.attrs['name']!r}"
-        if value.op.name == "input"
-        else f"a result of {value.op.name}"
-    )
+    return f"input {value.op.attrs['name']!r}" if value.op.name == "input" else f"a result of {value.op.name}"
 
 
 def evaluate(
@@ -102,14 +94,17 @@ def evaluate(
 ) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Outputs and updates by the numpy meaning of every op; floats are computed in float64.
 
-    inputs: arrays in the order of `graph.inputs`. params: arrays by name, for graphs that read any.
+    inputs: arrays in the order of `graph.inputs`. params: arrays by name, for graphs that read any;
+    one that is missing and has an `init` starts from that.
     Raises IRError for an op without numpy meaning (opaque, random).
     """
     weights = params or {}
 
     def call(op: Op, operands: list[Any], env: dict[str, int]) -> Sequence[Any]:
         if op.name == "param":
-            name = op.attrs["name"]
+            name, init = op.attrs["name"], op.attrs["init"]
+            if name not in weights and init is not None:
+                return evaluate(init, (), weights)[0]
             if name not in weights:
                 raise IRError(f"graph {graph.name!r} reads param {name!r}, which was not given")
             return (as_array(weights[name], op.types[0]),)

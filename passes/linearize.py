@@ -8,6 +8,8 @@ does not honour stays as it is, and the reason is kept.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,16 +18,20 @@ from ..ir import OPS, Cost, Graph, IRError, No, Op, RecipeError, TensorType, Val
 from ..ir import replace as replace_ops
 from ..ir.dims import evaluate
 from ..ir.rewrite import current_journal
-from ..ir.types import bool_
+from ..ir.types import bool_, product
 from .masks import Mask
 from .pipeline import pass_
 from .recipes import RECIPES, Mixing, Recipe, recipe_named
 from .sites import LINEARIZE, Site, find_sites, site_mask
+from .tokens import grids as token_grids
+from .tokens import projected
 
 
 @pass_(exact=False)
-def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}) -> Graph:
+def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[str, str] = {}) -> Graph:
     """Replace attentions by recipes: {glob of module paths: recipe or its name}.
+
+    grids: {glob: "14x14"}, the grid of the tokens where the graph does not tell it.
 
     Raises RecipeError for an unknown recipe and for a glob that matches no site.
     """
@@ -42,15 +48,30 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}) -> Graph:
             known = ", ".join(dict.fromkeys(paths.values())) or "none"
             raise RecipeError(f"no attention lies at {glob!r}; sites: {known}")
     record = current_journal()
+    laid_out, given = token_grids(graph), {glob: _grid(text) for glob, text in grids.items()}
+    order = {op: i for i, op in enumerate(paths)}
+    names: Counter[str] = Counter()
 
     def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
         if op not in paths or record.spent:
             return None
-        found = next((r for g, r in chosen.items() if fnmatchcase(paths[op], g)), None)
+        path = paths[op]
+        found = next((r for g, r in chosen.items() if fnmatchcase(path, g)), None)
         if found is None:
             return None
         if op.name == "attention":
-            result = substitute(op, inputs, found)
+            name = found.name if ":" in path else f"{path}.{found.name}"  # a line is no module
+            names[name] += 1
+            name += f"_{names[name]}" if names[name] > 1 else ""
+            n = op.types[0].shape[2]
+            grid, before = laid_out.get(n, ((), 0))
+            told = next((g for glob, g in given.items() if fnmatchcase(path, glob)), None)
+            if told is not None:
+                grid, before = told, n - product(told)
+                if not isinstance(before, int) or before < 0:
+                    raise RecipeError(f"{path!r} has {n} tokens, which a grid of {told} cannot hold")
+            where = dict(name=name, index=order[op], count=len(order), grid=grid, before=before)
+            result = substitute(op, inputs, found, **where)
         else:
             result = No("it was not recognised as attention", op.results[0])
         record.record(f"{LINEARIZE}{found}", op, result)
@@ -59,8 +80,17 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}) -> Graph:
     return replace_ops(graph, make, via="linearize")
 
 
-def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe) -> Value | No:
-    """The recipe in the place of an `attention` op on new inputs, or why not."""
+def _grid(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", text):
+        raise RecipeError(f"a grid is one to three sizes, '14x14', not {text!r}")
+    return tuple(map(int, text.split("x")))
+
+
+def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: Any) -> Value | No:
+    """The recipe in the place of an `attention` op on new inputs, or why not.
+
+    where: what is known of the place: name, index, count, grid and before of `Mixing`.
+    """
     q, k, v = inputs[:3]
     if q is None or k is None or v is None:
         return No("an operand is missing", op.results[0])
@@ -71,7 +101,9 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe) -> Value 
     if refusal is not None:
         return No(refusal, op.results[0])
     try:
-        result = recipe(q, k, v, Mixing(op.attrs["scale"], causal, mask.padding))
+        tokens = projected(q, k, v) if "tokens" in recipe.needs else None
+        site = Mixing(op.attrs["scale"], causal, mask.padding, tokens=tokens, **where)
+        result = recipe(q, k, v, site)
     except (RecipeError, IRError) as error:
         return No(f"{recipe} does not fit: {error}", op.results[0])
     if result.type != op.types[0]:
@@ -99,9 +131,7 @@ def compare_costs(op: Op, recipe: Recipe, mask: Mask | None = None) -> tuple[Cos
         return cost(op), cost(Graph("site", inputs, (result,)))
 
 
-def possible_gains(
-    graph: Graph, sizes: Mapping[str, int]
-) -> Iterator[tuple[Site, Recipe, Cost, Cost]]:
+def possible_gains(graph: Graph, sizes: Mapping[str, int]) -> Iterator[tuple[Site, Recipe, Cost, Cost]]:
     """Sites and recipes that honour their mask and save FLOPs at these sizes of the symbolic dims.
 
     Yields the site, the recipe, and the cost before and after, symbolic.

@@ -23,9 +23,16 @@ def input(*, name: str, type: Anything):
 
 
 @op()
-def param(*, name: str, type: Anything):
-    "A weight, buffer or lifted constant, by name; the frontend owns the tensor."
-    return _type_of(type=type)
+def param(*, name: str, type: Anything, init: Anything = None):
+    """A weight, buffer or lifted constant, by name; the frontend owns the tensor.
+
+    init: for a weight that a pass adds, the graph that computes what it starts from: no inputs, one
+    output of this type; it may read other params.
+    """
+    made = _type_of(type=type)
+    if init is not None and (init.inputs or [v.type for v in init.outputs] != [made]):
+        raise IRError(f"init of {name!r} takes nothing and gives {made}")
+    return made
 
 
 @op(numpy=lambda *, value, dtype: np.asarray(value))

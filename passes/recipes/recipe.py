@@ -7,7 +7,10 @@
         return linear_attention(phi(q), k, v, causal=site.causal, normalize=True, eps=1e-6)
 
 `q` is [b, h, n, d], `k` [b, g, m, d], `v` [b, g, m, e] with h a multiple of g; the result is
-[b, h, n, e]. Keyword-only parameters after `site` are the recipe's options.
+[b, h, n, e]. Keyword-only parameters after `site` are the recipe's options. What a recipe learns it
+asks the site for, with a value to start from:
+
+    gate = site.learn("gate", zeros(q.dtype, h))
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ...ir import IRError, RecipeError, Value
+from ...ir import OPS, Dim, Graph, IRError, RecipeError, Value
 from ...ir.ops.elementwise import where
 from ..masks import over_keys
 from ..options import Option, Reader, options_of, suggest
@@ -29,17 +32,38 @@ ALL = frozenset({"none", "causal", "padding", "causal+padding"})
 
 KINDS = ("exact", "approximate", "needs training")
 
+NEEDS = {
+    "grid": "the grid its tokens lie on, which is not known here: pass grid=(height, width)",
+    "tokens": "the tokens that queries, keys and values are projected from, and these are not of one source",
+}
+"""What a recipe may need of a site, and how its absence is said."""
+
 
 @dataclass(frozen=True)
 class Mixing:
-    """How an attention mixes tokens: its scale, whether j <= i, and which keys are padding.
+    """How an attention mixes tokens, and what is known of where it stands.
 
-    padding: bool [b or 1, 1, 1, m], True for keys that count, or None.
+    scale: of the scores. causal: only keys j <= i. padding: bool [b or 1, 1, 1, m], True for keys
+    that count, or None. name: what names of its learned weights start with. index: which attention of
+    the model it is, from 0, of `count`. tokens: x [b, n, c] that q, k and v are projected from, or None.
+    grid: the sizes of the token grid, (H, W) or (T, H, W), or (); `before`: how many class and register
+    tokens stand before the grid.
     """
 
     scale: float
     causal: bool
     padding: Value | None = None
+    name: str = "site"
+    index: int = 0
+    count: int = 1
+    tokens: Value | None = None
+    grid: tuple[Dim, ...] = ()
+    before: int = 0
+
+    def learn(self, name: str, init: Value) -> Value:
+        """A new weight of the model that starts as `init`, which reads no input of the graph."""
+        start = Graph("init", (), (init,))
+        return OPS["param"](name=f"{self.name}.{name}", type=init.type, init=start)
 
     def kept(self, x: Value) -> Value:
         """x [b, g, m, d] with zeros at padded keys, so that sums over keys pass them by."""
@@ -53,7 +77,8 @@ class Recipe:
     """A replacement for attention: where it comes from, where it applies, and its code.
 
     kind: "exact", "approximate" (usable as it is, at a measured damage) or "needs training".
-    masks: the masks it honours. square: whether it needs as many queries as keys.
+    masks: the masks it honours. square: whether it needs as many queries as keys. needs: what of a
+    site it cannot do without: "grid", "tokens". learns: the weights it adds, and what they start from.
     """
 
     name: str
@@ -62,12 +87,17 @@ class Recipe:
     kind: str
     masks: frozenset[str]
     square: bool = False
+    needs: frozenset[str] = frozenset()
+    learns: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Option] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
     doc: str = ""
 
     def __call__(self, q: Value, k: Value, v: Value, site: Mixing) -> Value:
-        """The replacement on these operands."""
+        """The replacement on these operands. Raises RecipeError where the site lacks what it needs."""
+        for need in sorted(self.needs):
+            if not getattr(site, need):
+                raise RecipeError(f"it needs {NEEDS[need]}")
         return self.function(q, k, v, site, **self.given)
 
     def with_(self, **options: Any) -> Recipe:
@@ -111,7 +141,13 @@ RECIPES: dict[str, Recipe] = {}
 
 
 def recipe(
-    *, paper: str, kind: str, masks: Iterable[str], square: bool = False
+    *,
+    paper: str,
+    kind: str,
+    masks: Iterable[str],
+    square: bool = False,
+    needs: Iterable[str] = (),
+    learns: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Callable[..., Value]], Recipe]:
     """Make a recipe of a function `(q, k, v, site, *, options) -> value` and register it."""
 
@@ -119,11 +155,16 @@ def recipe(
         name = function.__name__
         if name in RECIPES:
             raise RecipeError(f"recipe {name!r} is declared twice")
-        if kind not in KINDS or not set(masks) <= ALL:
-            raise RecipeError(f"recipe {name!r}: kind is one of {KINDS}, masks of {sorted(ALL)}")
+        if kind not in KINDS or not set(masks) <= ALL or not set(needs) <= NEEDS.keys():
+            raise RecipeError(
+                f"recipe {name!r}: kind is one of {KINDS}, masks of {sorted(ALL)}, needs of {sorted(NEEDS)}"
+            )
         doc = (function.__doc__ or "").strip()
         options = options_of(function)
-        found = Recipe(name, function, paper, kind, frozenset(masks), square, options, {}, doc)
+        found = Recipe(
+            name, function, paper, kind, frozenset(masks), square, frozenset(needs), dict(learns),
+            options, {}, doc,
+        )  # fmt: skip
         RECIPES[name] = found
         return found
 

@@ -1,0 +1,32 @@
+"""Weights that recipes add to a model: what they start from."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .backends import backend
+from .ir import Graph
+from .reference import seeded
+
+
+@torch.no_grad()
+def initial(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each param of `graph` that `tensors` lacks, the tensor that its `init` computes.
+
+    Random starts are drawn from a seed that is the weight's name: the same in every run.
+    """
+    made: dict[str, Tensor] = {}
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    for op in graph.ops():
+        name, init = op.attrs.get("name"), op.attrs.get("init")
+        if op.name != "param" or name in tensors or init is None:
+            continue
+        run = backend("eager").compile(init)
+        with seeded(zlib.crc32(name.encode())):
+            (value,), _ = run([], {n: tensors[n] for n in init.params})
+        made[name] = value.to(device).clone()
+    return made
