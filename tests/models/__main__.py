@@ -1,39 +1,46 @@
-"""python -m tests.models [-k TEXT] [--shard i/n] [--results FILE] [--accept]"""
+"""python -m tests.models: the model zoo, or a part of it, from the command line.
+
+python -m tests.models -k causal-lm/llama                 a line for each model, and a summary
+python -m tests.models --results zoo.jsonl                keep results; the same command goes on from them
+python -m tests.models --shard 1/2 --results zoo1.jsonl   every second model
+python -m tests.models --results zoo.jsonl --accept       rewrite the table of what is expected
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from . import summary
 from .case import cases
 from .run import Result, sweep
+from .table import Row, accept, expected
 
 
 def main() -> None:
-    """Run models of the zoo and print a line each."""
-    parser = argparse.ArgumentParser(prog="python -m tests.models", description="Run the model zoo.")
-    parser.add_argument("-k", metavar="TEXT", default="", help="models with TEXT in name or family")
+    """Run models of the zoo; print what got worse and a summary."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tests.models", description=__doc__, formatter_class=raw)
+    parser.add_argument("-k", metavar="TEXT", default="", help="only models whose family/name has TEXT in it")
     parser.add_argument("--shard", metavar="I/N", default="1/1", help="every N-th model, from the I-th")
-    parser.add_argument("--results", metavar="FILE", type=Path, help="keep results here, and go on from it")
+    parser.add_argument("--results", metavar="FILE", type=Path, help="keep results here, and go on from them")
+    parser.add_argument("--accept", action="store_true", help="rewrite expected.txt for the models that ran")
+    parser.add_argument("--markdown", action="store_true", help="the summary in Markdown")
     given = parser.parse_args()
     i, n = map(int, given.shard.split("/"))
+    known = expected()
     chosen = [c for c in cases().values() if given.k in c.id][i - 1 :: n]
 
-    def say(r: Result) -> None:
-        print(
-            r.id,
-            r.first.status,
-            r.first.error,
-            r.first.reason,
-            r.second and r.second.status,
-            r.second and r.second.reason,
-            f"{r.first.recognised}+{r.first.explained}/{r.softmaxes}",
-            r.first.masks,
-            r.first.heads,
-            flush=True,
-        )
+    def say(result: Result) -> None:
+        row = Row.of(result)
+        print(row, flush=True)
+        for line in row.worse_than(known[row.id]) if row.id in known else ():
+            print(f"    WORSE: {line}", flush=True)
 
-    sweep(chosen, given.results, say)
+    results = sweep(chosen, given.results, say)
+    if given.accept:
+        accept(results, cases())
+    print(summary.markdown(results) if given.markdown else summary.text(results))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,11 @@ class Call:
         return sum(decision != "attention" and bool(why) for *_, decision, why in self.sites)
 
     @property
+    def passes(self) -> float:
+        """Seconds of all passes."""
+        return sum(seconds for name, seconds in self.seconds.items() if name != "capture")
+
+    @property
     def masks(self) -> dict[str, int]:
         """How many attentions have each kind of mask."""
         return dict(sorted(Counter(mask for _, mask, *_, d, _ in self.sites if d == "attention").items()))

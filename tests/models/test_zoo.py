@@ -1,0 +1,41 @@
+"""Models of every family: captured, optimised exactly, held to float64, and no worse than expected."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from .case import cases
+from .run import isolated
+from .table import Row, expected
+
+CASES = cases()
+
+
+def check(id, accept, record_property):
+    """Run one model in a process of its own and compare it with its line of expected.txt."""
+    result = isolated(CASES[id])
+    record_property("zoo", result.to_json())
+    row = Row.of(result)
+    if not accept:
+        assert id in expected(), f"no line for {id} in expected.txt: run with --accept"
+        assert row.worse_than(expected()[id]) == [], f"\n{row}\n{expected()[id]}"
+    assert result.first.status != "differs" and not result.first.undone
+    assert result.second is None or (result.second.status != "differs" and not result.second.undone)
+
+
+@pytest.mark.parametrize("id", [id for id, case in CASES.items() if case.fast])
+def test_fast(id, accept, record_property):
+    """A dozen across the families, in every test run."""
+    check(id, accept, record_property)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("id", CASES)
+def test_zoo(id, accept, record_property):
+    """All of them."""
+    check(id, accept, record_property)
+
+
+def test_every_model_has_a_line():
+    """Nothing is in the zoo unseen, and the table has no ghosts."""
+    assert set(expected()) == set(CASES)
