@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "optimize": "api",
+    "explain": "explanation",
     "compare": "harness",
     "bisect": "harness",
     "Comparison": "harness",
@@ -36,6 +37,7 @@ __all__ = [*sorted(_HOME), "__version__"]
 
 if TYPE_CHECKING:
     from .api import optimize as optimize
+    from .explanation import explain as explain
     from .harness import Comparison as Comparison
     from .harness import bisect as bisect
     from .harness import compare as compare
@@ -85,7 +87,7 @@ _ROOMS = {"ir", "passes", "frontend", "backends"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _ROOMS or name == "dynamo":
         return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'subquad' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -56,15 +56,15 @@ def optimize(
     captured, RecipeError for an unknown recipe, BackendError for a backend that cannot run here.
     """
     options: dict[str, Any] = dict(
-        attention=attention, pipeline=_pipeline(pipeline, attention), backend=backend, check=check
+        attention=attention, pipeline=pipeline_of(pipeline, attention), backend=backend, check=check
     )
-    backend_named(_backend(backend))  # a backend that is missing is known before a long capture
+    backend_named(backend_name(backend))  # a backend that is missing is known before a long capture
     if args is None and kwargs is None and not isinstance(model, ExportedProgram):
         return LazyModule(
             model,
             lambda a, k: _optimize(model, a, k, dynamic_shapes=dynamic_shapes, **options),
         )
-    args = _positional(args)
+    args = positional(args)
     return _optimize(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, **options)
 
 
@@ -85,46 +85,61 @@ def _optimize(
     inputs = captured.signature.flatten(args, kwargs)
     sizes = bind({v: x.shape for v, x in zip(captured.graph.inputs, inputs, strict=True)})
     verifier = Verifier(inputs, captured.tensors, captured.modules) if check else None
-    graph, steps = _at(pipeline, sizes).run(captured.graph, verifier)
-    name = _backend(backend)
+    graph, steps = at_sizes(pipeline, sizes).run(captured.graph, verifier)
+    name = backend_name(backend)
     executable = backend_named(name).compile(graph, captured.modules)
     fast = OptimizedModule(model, captured, graph, executable)
-    fast.sites, fast.backend = find_sites(graph, steps), name
-    fast.log = PassLog(steps, _gains(graph, sizes), sizes=sizes, sites=fast.sites)
+    fast.log = PassLog(steps, gains(graph, sizes), sizes=sizes, sites=find_sites(graph, steps))
+    fast.sites, fast.backend = fast.log.sites, name
     return fast
 
 
-def _at(pipeline: Pipeline, sizes: Mapping[str, int]) -> Pipeline:
+def at_sizes(pipeline: Pipeline, sizes: Mapping[str, int]) -> Pipeline:
     """`pipeline` with the example sizes for the passes that weigh costs and were not told others."""
     weighs = {p for p in pipeline.passes if "sizes" in p.options and "sizes" not in p.given}
     passes = [p.with_(sizes=sizes) if p in weighs else p for p in pipeline.passes]
     return Pipeline(*passes, limit=pipeline.limit)
 
 
-def _gains(graph: Graph, sizes: Mapping[str, int]) -> list[Gain]:
-    """What recipes that honour a site's mask would save where attention is still exact."""
+def gains(
+    graph: Graph,
+    sizes: Mapping[str, int],
+    call: Callable[[str], str] = 'subquad.optimize(model, args, attention="{}")'.format,
+) -> list[Gain]:
+    """What recipes that honour a site's mask would save where attention is still exact.
+
+    call: what the user types to get a recipe.
+    """
     return [
         Gain(
-            site.path, site.source, recipe.name, before, after,
-            f'subquad.optimize(model, args, attention="{recipe.name}")', recipe.kind,
+            site.path, site.source, recipe.name, before, after, call(recipe.name), recipe.kind,
         )
         for site, recipe, before, after in possible_gains(graph, sizes)
     ]  # fmt: skip
 
 
-def _pipeline(pipeline: Pipeline | str | None, attention: Attention) -> Pipeline:
+def pipeline_of(pipeline: Pipeline | str | None, attention: Attention) -> Pipeline:
+    """What runs: the passes, then what `attention` asks for. Raises RecipeError, IRError."""
     if pipeline is None:
         pipeline = EXACT
     elif isinstance(pipeline, str):
         pipeline = Pipeline.parse(pipeline)
-    if attention == "exact":
+    chosen = recipes_of(attention)
+    if not chosen:
         return pipeline
-    recipes = attention if isinstance(attention, Mapping) else {"*": attention}
-    chosen = {glob: r if isinstance(r, Recipe) else recipe_named(r) for glob, r in recipes.items()}
     return Pipeline(pipeline, linearize.with_(recipes=chosen), canonicalize, limit=pipeline.limit)
 
 
-def _positional(args: Any) -> tuple[Any, ...]:
+def recipes_of(attention: Attention) -> dict[str, Recipe]:
+    """`attention=` as recipes by glob, none for "exact". Raises RecipeError for an unknown one."""
+    if attention == "exact":
+        return {}
+    recipes = attention if isinstance(attention, Mapping) else {"*": attention}
+    return {glob: r if isinstance(r, Recipe) else recipe_named(r) for glob, r in recipes.items()}
+
+
+def positional(args: Any) -> tuple[Any, ...]:
+    """`args=` as a tuple. Raises SubquadError for what is no sequence."""
     if args is None:
         return ()
     if isinstance(args, (tuple, list)):
@@ -135,5 +150,6 @@ def _positional(args: Any) -> tuple[Any, ...]:
     )
 
 
-def _backend(name: str) -> str:
+def backend_name(name: str) -> str:
+    """The backend that `name` stands for."""
     return "eager" if name == "auto" else name

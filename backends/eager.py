@@ -67,6 +67,10 @@ class Inductor(Eager):
 
     name = "inductor"
 
+    def __init__(self, mode: str | None = None):
+        """mode: as torch.compile takes it, "max-autotune" for one."""
+        self.mode = mode
+
     def unavailable(self) -> str | None:
         """What is missing, or None."""
         from torch._inductor import config, cpp_builder
@@ -84,7 +88,8 @@ class Inductor(Eager):
     def compile(self, graph: Graph, modules: Mapping[str, nn.Module] = {}) -> EagerExecutable:
         """The eager graph handed to torch.compile; compiled at the first call with each set of sizes."""
         module = Lowering(legalise(graph), modules).module()
-        return EagerExecutable(graph, module, torch.compile(module, backend="inductor", fullgraph=True))
+        compiled = torch.compile(module, backend="inductor", mode=self.mode, fullgraph=True)
+        return EagerExecutable(graph, module, compiled)
 
 
 register(Eager())

@@ -26,7 +26,7 @@ from ..ir import CaptureError, Graph, Value, building
 from ..ir.core import OPS
 from ..ir.dims import symbols
 from .decisions import Decided
-from .export import EXPORT_LOCK, export, first_line, normalise_shapes, quiet
+from .export import export, export_lock, first_line, normalise_shapes, quiet
 from .fx import Imported, import_nodes, tensor_type
 from .refusals import check_call, check_model, warn_of_side_effects
 from .regions import inline_regions
@@ -72,7 +72,7 @@ def capture(
     args, kwargs = check_call(model, args, kwargs)
     model = model if isinstance(model, ExportedProgram) else _twin(model)
     decided = Decided()
-    with EXPORT_LOCK, torch.inference_mode(False):
+    with export_lock(), torch.inference_mode(False):
         if isinstance(model, ExportedProgram):
             program, shapes = model, None
         else:

@@ -26,8 +26,16 @@ from .decisions import Decided, decisions
 from .source import raised_at
 from .untouched import unchanged
 
-EXPORT_LOCK = threading.RLock()
-"""torch.export is not thread-safe: every capture of the process goes through here."""
+
+def export_lock() -> threading.RLock:
+    """The lock that every capture of the process holds: torch.export is not thread-safe.
+
+    It is Dynamo's own, which is held while a backend of torch.compile captures, so there is one order.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+
+    return compile_lock
+
 
 _DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "Data-dependent", "data-dependent", "dynamic control flow")
 
@@ -43,7 +51,7 @@ class Exported:
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> Exported:
-    """`model` as an ExportedProgram. Call with EXPORT_LOCK held.
+    """`model` as an ExportedProgram. Call with `export_lock` held.
 
     dynamic_shapes: as torch.export takes it, with a plain string for a named `Dim`; True for every
     axis of every tensor. Raises CaptureError with the user's line and torch's reason.

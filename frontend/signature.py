@@ -222,7 +222,7 @@ class Signature:
                     "tensor); pass .contiguous()"
                 )
             for j, other in enumerate(tensors):
-                if i != j and _overlap(tensor, other):
+                if i != j and overlap(tensor, other):
                     raise CaptureError(
                         f"inputs {spec.path!r} and {self.inputs[j].path!r} share memory and the model "
                         f"writes to {spec.path!r}, which the graph keeps apart; pass a .clone() of one"
@@ -311,7 +311,7 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
     return False
 
 
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether the address ranges of two tensors meet."""
     if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or not (a.numel() and b.numel()):
         return False

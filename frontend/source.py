@@ -31,11 +31,11 @@ def module_path(stack: Mapping[str, Any] | None) -> str:
     for key, entry in (stack or {}).items():
         if not key.startswith("_empty") and isinstance(entry, tuple) and isinstance(entry[0], str):
             path = entry[0]
-    return _plain(path)
+    return plain_path(path)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plain(path: str) -> str:
+def plain_path(path: str) -> str:
     """Dynamo writes `L['self'].layers[3]`, export `layers.3`; both become the latter."""
     if path.startswith("L["):
         path = path.partition("]")[2].lstrip(".")
