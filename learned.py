@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backends import backend
 from .ir import Graph
@@ -15,7 +15,7 @@ from .reference import seeded
 
 @torch.no_grad()
 def initial(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each param of `graph` that `tensors` lacks, the tensor that its `init` computes.
+    """For each param of `graph` that `tensors` lacks, what its `init` computes: a Parameter if it trains.
 
     Random starts are drawn from a seed that is the weight's name: the same in every run.
     """
@@ -28,5 +28,7 @@ def initial(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         run = backend("eager").compile(init)
         with seeded(zlib.crc32(name.encode())):
             (value,), _ = run([], {n: tensors[n] for n in init.params})
-        made[name] = value.to(device).clone()
+        value = value.to(device).clone()
+        trains = value.is_floating_point() and not op.attrs["fixed"]
+        made[name] = nn.Parameter(value) if trains else value
     return made

@@ -82,11 +82,11 @@ def _from_program(program: ExportedProgram, target: nn.Module, tensors: dict[int
 
 
 def add_parameters(target: nn.Module, learned: Mapping[str, torch.Tensor]) -> None:
-    """Register tensors under their dotted names as parameters; what is no float as a buffer."""
+    """Register parameters, and other tensors as buffers, under their dotted names."""
     for path, tensor in learned.items():
         scope, name = _scope(target, path)
-        if tensor.is_floating_point():
-            scope._parameters[name] = nn.Parameter(tensor)
+        if isinstance(tensor, nn.Parameter):
+            scope._parameters[name] = tensor
         else:
             scope._buffers[name] = tensor
 

@@ -23,11 +23,11 @@ def input(*, name: str, type: Anything):
 
 
 @op()
-def param(*, name: str, type: Anything, init: Anything = None):
+def param(*, name: str, type: Anything, init: Anything = None, fixed: bool = False):
     """A weight, buffer or lifted constant, by name; the frontend owns the tensor.
 
     init: for a weight that a pass adds, the graph that computes what it starts from: no inputs, one
-    output of this type; it may read other params.
+    output of this type; it may read other params. fixed: it is a buffer, and is not trained.
     """
     made = _type_of(type=type)
     if init is not None and (init.inputs or [v.type for v in init.outputs] != [made]):

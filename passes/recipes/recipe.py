@@ -65,6 +65,11 @@ class Mixing:
         start = Graph("init", (), (init,))
         return OPS["param"](name=f"{self.name}.{name}", type=init.type, init=start)
 
+    def fixed(self, name: str, init: Value) -> Value:
+        """As `learn`, for what is drawn once and not trained: random features, permutations."""
+        start = Graph("init", (), (init,))
+        return OPS["param"](name=f"{self.name}.{name}", type=init.type, init=start, fixed=True)
+
     def kept(self, x: Value) -> Value:
         """x [b, g, m, d] with zeros at padded keys, so that sums over keys pass them by."""
         if self.padding is None:
