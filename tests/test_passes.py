@@ -557,6 +557,12 @@ SPELLINGS = {
         (HEADS, HEADS, HEADS, TensorType(bool_, (B, N))),
         ("padding", False, 4),
     ),
+    "soft-capped": (lambda q, k, v: softmax(tanh(q @ swap(k)), dim=-1) @ v, (HEADS,) * 3, OPEN),
+    "mask before scale": (
+        lambda q, k, v: softmax((q @ swap(k) + causal()) * 0.5, dim=-1) @ v,
+        (HEADS,) * 3,
+        ("causal", True, 4),
+    ),
     "biased": (
         lambda q, k, v, bias: eager(q, k, v, bias),
         (HEADS, HEADS, HEADS, (1, 4, N, N)),
@@ -612,14 +618,10 @@ REFUSED = {
         lambda q, k, v: (softmax(q @ swap(k), dim=-1) @ v, softmax(q @ swap(k), dim=-1)),
         "its weights are used elsewhere too",
     ),
-    "no product": (lambda q, k, v: softmax(tanh(q @ swap(k)), dim=-1) @ v, "stands tanh"),
+    "squared": (lambda q, k, v: softmax(pow(q @ swap(k), 2.0), dim=-1) @ v, "the scores are multiplied"),
     "mild masking": (
         lambda q, k, v: softmax(where(band(N, N, causal=True), q @ swap(k), -100.0), dim=-1) @ v,
-        "a row of only masked keys would show",
-    ),
-    "mask before scale": (
-        lambda q, k, v: softmax((q @ swap(k) + causal()) * 0.5, dim=-1) @ v,
-        "the mask is added before the scale",
+        "still leaves them some weight",
     ),
     "classifier": (lambda q, k, v: softmax(q, dim=-1) + k + v, "no matrix product reads it"),
 }

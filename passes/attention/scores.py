@@ -1,0 +1,226 @@
+"""Upward from a softmax: through scales, soft-caps and masks to the product of queries and keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ...ir import No, Value
+from ...ir.ops.elementwise import logical_not, mul, neg, where
+from ..masks import uniform
+from .axes import Atom, Axis, Labelled, aligned, behind, fresh, leaves
+
+LOW_ENOUGH = -1e4
+"""A score replaced by this, or by less, leaves no weight beside a key that is kept."""
+
+
+@dataclass
+class Scores:
+    """softmax's operand taken apart: cap(scale * q k^T * factors), then kept and added.
+
+    q, k: the operands of `product`; rows: the atoms of its axis of queries; width: those that both
+    products sum over. factors: tensors that do not vary over the keys, with whether
+    they multiply. softcap: c of c * tanh(x / c). added: additive masks. kept: (condition, what a
+    score becomes where it does not hold).
+    """
+
+    product: Value
+    q: Labelled
+    k: Labelled
+    rows: Axis
+    width: Axis
+    scale: float = 1.0
+    softcap: float | None = None
+    factors: list[tuple[Labelled, bool]] = field(default_factory=list)
+    added: list[Labelled] = field(default_factory=list)
+    kept: list[tuple[Labelled, float]] = field(default_factory=list)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a mask was met."""
+        return bool(self.added or self.kept)
+
+
+def scores(x: Labelled, key: Atom) -> Scores | No:
+    """What the value x before a softmax over the axis `key` is made of, or what is in the way."""
+    op = x.value.op
+    step = _STEPS.get(op.name)
+    if step is not None:
+        return step(x, key)
+    if op.name in ("permute", "reshape", "expand"):
+        source = behind(x)
+        if source is None:
+            return No("the scores are reshaped across queries, keys and heads", x.value)
+        return scores(source, key)
+    words = _WHY_NOT.get(op.name, f"stands {op.name}, not a product of queries and keys")
+    return No(f"before the softmax {words}", x.value)
+
+
+_WHY_NOT = {
+    "clamp": "the scores are clamped, which attention has no name for",
+    "linear": "stands a projection by weights of the model, not a product of queries and keys",
+    "slice": "only a part of the scores is taken: take the part of the keys before the product",
+    "cat": "scores of several products are joined: join their keys instead",
+    "index_put": "scores are written into a tensor",
+    "scatter": "scores are scattered: which keys count depends on data",
+}
+
+
+def _product(x: Labelled, key: Atom) -> Scores | No:
+    a, b = x.value.op.args
+    *batch, rows, columns = x.axes
+    here = set(leaves([key]))
+    width = fresh(a.shape[-1:])[0]
+    left = Labelled(a, (*aligned(a, (*batch, rows, width)).axes[:-2], rows, width))
+    right = Labelled(b, (*aligned(b, (*batch, width, columns)).axes[:-2], width, columns))
+    if here and here <= set(leaves(columns)):
+        return Scores(x.value, left, right, rows, width)
+    if here and here <= set(leaves(rows)):
+        return Scores(x.value, right, left, columns, width)
+    return No("the softmax is not over an axis of the product of queries and keys", x.value)
+
+
+def _cast(x: Labelled, key: Atom) -> Scores | No:
+    source = x.value.op.args[0]
+    found = scores(Labelled(source, x.axes), key)
+    if isinstance(found, No) or (x.value.dtype.is_float and source.dtype.is_float):
+        if isinstance(found, Scores) and found.masked and x.value.dtype.bits < min(32, source.dtype.bits):
+            return No(f"masked scores are narrowed to {x.value.dtype}, which may make them -inf", x.value)
+        return found
+    return No(f"the scores become {x.value.dtype}", x.value)
+
+
+def _scaled(x: Labelled, key: Atom) -> Scores | No:
+    op = x.value.op
+    divides = op.name == "div"
+    if divides and op.attrs["rounding_mode"] is not None:
+        return No("the scores are rounded", x.value)
+    this, other = op.args if divides else _told_apart(x.value)
+    found = scores(aligned(this, x.axes), key)
+    if isinstance(found, No):
+        return found
+    number = uniform(other)
+    if number is None:
+        factor = aligned(other, x.axes)
+        if set(leaves([key])) & set(factor.atoms):
+            return No("the scores are multiplied by a tensor that varies over the keys", x.value)
+        if found.masked or found.softcap is not None:
+            what = "masked" if found.masked else "capped"
+            return No(f"the scores are {what} before they are scaled by a tensor", x.value)
+        found.factors.append((factor, not divides))
+        return found
+    if not math.isfinite(number) or (divides and number == 0):
+        return No(f"the scores are scaled by {number}", x.value)
+    by = 1 / number if divides else float(number)
+    if found.kept and by <= 0:
+        return No(f"masked scores are -inf before a scale of {by:g}", x.value)
+    found.scale *= by
+    if found.softcap is not None:
+        found.softcap *= by
+    found.added = [Labelled(_times(mask.value, by), mask.axes) for mask in found.added]
+    found.kept = [(keep, low * by) for keep, low in found.kept]
+    return found
+
+
+def _times(mask: Value, by: float) -> Value:
+    if mask.op.name == "where":
+        condition, a, b = mask.op.args
+        numbers = uniform(a), uniform(b)
+        if None not in numbers:
+            return where(condition, *(number * by for number in numbers))  # type: ignore[operator]
+    return mul(mask, by)
+
+
+def _added(x: Labelled, key: Atom) -> Scores | No:
+    this, other = _told_apart(x.value)
+    found = scores(aligned(this, x.axes), key)
+    if isinstance(found, No):
+        return found
+    if other.dtype.kind == "b":
+        return No("a bool is added to the scores", other)
+    found.added.append(aligned(other, x.axes))
+    return found
+
+
+def _less(x: Labelled, key: Atom) -> Scores | No:
+    """The largest score of a row may be taken off all of them; anything else is a mask."""
+    this, other = x.value.op.args
+    found = scores(aligned(this, x.axes), key)
+    if isinstance(found, No):
+        return found
+    off = aligned(other, x.axes)
+    if not is_maximum(off, Labelled(this, aligned(this, x.axes).axes), key):
+        found.added.append(Labelled(neg(other), off.axes))
+    return found
+
+
+def is_maximum(off: Labelled, of: Labelled, key: Atom) -> bool:
+    """Whether `off` is the largest element of each row of `of` along `key`."""
+    value = off.value
+    while value.op.name in ("detach", "reshape", "cast"):
+        value = value.op.args[0]
+    if value.op.name != "amax" or value.op.args[0] is not of.value:
+        return False
+    return [leaves(of.axes[i]) for i in value.op.attrs["dim"]] == [leaves([key])]
+
+
+def _chosen(x: Labelled, key: Atom) -> Scores | No:
+    condition, kept, masked = x.value.op.args
+    if uniform(kept) is not None:
+        condition, kept, masked = logical_not(condition), masked, kept
+    low = uniform(masked)
+    if low is None or not has_product(kept):
+        return No("where masks the scores in a way that is not where(keep, scores, -inf)", x.value)
+    found = scores(aligned(kept, x.axes), key)
+    if isinstance(found, No):
+        return found
+    if not low <= LOW_ENOUGH:
+        return No(f"masked scores are {low:g}, which still leaves them some weight", x.value)
+    found.kept.append((aligned(condition, x.axes), float(low)))
+    return found
+
+
+def _capped(x: Labelled, key: Atom) -> Scores | No:
+    found = scores(Labelled(x.value.op.args[0], x.axes), key)
+    if isinstance(found, No):
+        return found
+    if found.masked or found.softcap is not None:
+        return No("the scores are masked before they are capped by tanh", x.value)
+    found.softcap = 1.0
+    return found
+
+
+_STEPS = {
+    "matmul": _product, "cast": _cast, "mul": _scaled, "div": _scaled, "add": _added, "sub": _less,
+    "where": _chosen, "tanh": _capped,
+}  # fmt: skip
+
+
+def _told_apart(x: Value) -> tuple[Value, Value]:
+    """The operands of a sum or product of scores and something else: the scores first."""
+    a, b = x.op.args
+    near = [_distance(part) + (part.shape != x.shape) * _FAR // 2 for part in (a, b)]
+    return (b, a) if near[1] < near[0] else (a, b)
+
+
+_FAR = 1000
+_STEPPED = frozenset({*_STEPS, "permute", "reshape", "expand"}) - {"matmul"}
+
+
+def _distance(x: Value) -> int:
+    """How many steps that scores may take lie between x and the nearest matrix product."""
+    level, seen = [x], {x}
+    for steps in range(_FAR // 4):
+        if any(value.op.name == "matmul" for value in level):
+            return steps
+        ahead = [v for value in level if value.op.name in _STEPPED for v in value.op.operands]
+        level = [v for v in dict.fromkeys(ahead) if v not in seen]
+        seen.update(level)
+        if not level:
+            break
+    return _FAR
+
+
+def has_product(x: Value) -> bool:
+    """Whether a matrix product stands behind views, casts, scales and masks of x."""
+    return _distance(x) < _FAR
