@@ -58,8 +58,12 @@ def scalar_tensor(*, s, out, **_):
 
 @adapter("arange.default", "arange.start", "arange.start_step")
 def arange(*, out, end, start=0, step=1, **_):
-    """A range."""
-    return ops.arange(start=start, end=end, step=step, dtype=out[0].dtype)
+    """A range; torch takes whole floats for whole numbers where the range is of whole numbers."""
+    dtype = out[0].dtype
+    if dtype.kind in "iu":
+        whole = (int(x) if isinstance(x, float) and x.is_integer() else x for x in (start, end, step))
+        start, end, step = whole
+    return ops.arange(start=start, end=end, step=step, dtype=dtype)
 
 
 @adapter("linspace.default")

@@ -203,9 +203,9 @@ def upsample_nearest(*, out, input=None, self=None, **_):
 @adapter("einsum.default")
 def einsum(*, equation, tensors, path, out):
     """One or two operands as sums, permutes, reshapes and one matmul; others stay opaque."""
+    equation = _lettered(equation.replace(" ", ""), tensors)
     if "." in equation or len(tensors) > 2 or len({x.dtype for x in tensors}) > 1:
         return None
-    equation = equation.replace(" ", "")
     left, _, right = equation.partition("->")
     terms = left.split(",")
     if "->" not in equation:
@@ -235,6 +235,17 @@ def einsum(*, equation, tensors, path, out):
     product = ops.matmul(grouped(x, a, batch, rows, inner), grouped(y, b, batch, inner, columns))
     letters = [*batch, *rows, *columns]
     return arranged(reshaped(product, [sizes[c] for c in letters]), "".join(letters), right)
+
+
+def _lettered(equation: str, tensors: Any) -> str:
+    """`equation` with letters for `...`, the same in every term; as it is where the terms differ."""
+    left, arrow, _ = equation.partition("->")
+    terms = left.split(",")
+    hidden = {x.rank - len(t.replace("...", "")) if "..." in t else 0 for t, x in zip(terms, tensors)}
+    free = "".join(c for c in string.ascii_letters if c not in equation)
+    if not arrow or len(hidden) != 1 or not 0 <= min(hidden) <= len(free):
+        return equation
+    return equation.replace("...", free[: min(hidden)])
 
 
 def _size(sizes: dict[str, Any], letters: list[str]) -> Any:

@@ -89,6 +89,20 @@ def test_size_arithmetic():
         assert_same(model(x), fast(x), atol=1e-6)
 
 
+def test_steps_of_whole_floats():
+    """arange(a, b, 2.0, dtype=int64) is a range of whole numbers; a broken bound is left to torch."""
+    steps = [(12, -12, -1.0), (0, 7, 2.0), (0.0, 6.0, 1), (0, 6.5, 1)]
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return [x + torch.arange(*s, dtype=torch.int64).sum() for s in steps]
+
+    x = torch.ones(2)
+    assert_same(Model()(x), optimized(Model(), (x,))(x))
+    ops = [op.name for op in capture(Model(), (x,)).graph.ops()]
+    assert ops.count("arange") == 3 and ops.count("opaque") == 1
+
+
 def test_data_dependent_sizes():
     """nonzero makes a size; .item() makes one too, and the rest waits for it."""
 
