@@ -12,6 +12,7 @@ from .backends import backend as backend_named
 from .frontend import LazyModule, OptimizedModule, capture
 from .ir import Graph, SubquadError
 from .ir.interpret import bind
+from .learned import initial
 from .passes import (
     EXACT,
     Pipeline,
@@ -28,6 +29,9 @@ from .verify import Verifier
 Attention = str | Recipe | Mapping[str, str | Recipe]
 """What `attention=` takes: "exact", a recipe, or recipes by glob over site paths."""
 
+Grid = Sequence[int] | Mapping[str, Sequence[int]]
+"""What `grid=` takes: the sizes of the token grid, or sizes by glob over site paths."""
+
 
 def optimize(
     model: nn.Module | ExportedProgram,
@@ -35,6 +39,7 @@ def optimize(
     kwargs: Mapping[str, Any] | None = None,
     *,
     attention: Attention = "exact",
+    grid: Grid | None = None,
     pipeline: Pipeline | str | None = None,
     backend: str = "auto",
     dynamic_shapes: Any = None,
@@ -45,6 +50,8 @@ def optimize(
     args, kwargs: example inputs; without any, the model is captured at its first call.
     attention: "exact" changes no result. A recipe's name (`subquad recipes` lists them), or a
     mapping from globs over site paths to names, replaces attention by an approximation there.
+    grid: (height, width) or (frames, height, width) of the tokens, for recipes that mix over space and a
+    model whose graph does not tell it; or a mapping from globs over site paths to grids.
     pipeline: passes to run instead of `subquad.EXACT`, as an object or as text,
     "canonicalize,recognize{only=rope}". Recipes of `attention` are applied after it.
     backend: "auto" (eager torch), "eager", "inductor", "mlir".
@@ -56,7 +63,7 @@ def optimize(
     captured, RecipeError for an unknown recipe, BackendError for a backend that cannot run here.
     """
     options: dict[str, Any] = dict(
-        attention=attention, pipeline=pipeline_of(pipeline, attention), backend=backend, check=check
+        pipeline=pipeline_of(pipeline, attention, grid), backend=backend, check=check
     )
     backend_named(backend_name(backend))  # a backend that is missing is known before a long capture
     if args is None and kwargs is None and not isinstance(model, ExportedProgram):
@@ -73,7 +80,6 @@ def _optimize(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    attention: Attention,
     pipeline: Pipeline,
     backend: str,
     dynamic_shapes: Any,
@@ -88,7 +94,8 @@ def _optimize(
     graph, steps = at_sizes(pipeline, sizes).run(captured.graph, verifier)
     name = backend_name(backend)
     executable = backend_named(name).compile(graph, captured.modules)
-    fast = OptimizedModule(model, captured, graph, executable)
+    learned = initial(graph, captured.tensors)
+    fast = OptimizedModule(model, captured, graph, executable, learned=learned)
     fast.log = PassLog(steps, gains(graph, sizes), sizes=sizes, sites=find_sites(graph, steps))
     fast.sites, fast.backend = fast.log.sites, name
     return fast
@@ -118,7 +125,9 @@ def gains(
     ]  # fmt: skip
 
 
-def pipeline_of(pipeline: Pipeline | str | None, attention: Attention) -> Pipeline:
+def pipeline_of(
+    pipeline: Pipeline | str | None, attention: Attention, grid: Grid | None = None
+) -> Pipeline:
     """What runs: the passes, then what `attention` asks for. Raises RecipeError, IRError."""
     if pipeline is None:
         pipeline = EXACT
@@ -127,7 +136,10 @@ def pipeline_of(pipeline: Pipeline | str | None, attention: Attention) -> Pipeli
     chosen = recipes_of(attention)
     if not chosen:
         return pipeline
-    return Pipeline(pipeline, linearize.with_(recipes=chosen), canonicalize, limit=pipeline.limit)
+    grids = grid if isinstance(grid, Mapping) else {"*": grid} if grid else {}
+    sizes = {glob: "x".join(map(str, sizes)) for glob, sizes in grids.items()}
+    replace = linearize.with_(recipes=chosen, grids=sizes)
+    return Pipeline(pipeline, replace, canonicalize, limit=pipeline.limit)
 
 
 def recipes_of(attention: Attention) -> dict[str, Recipe]:

@@ -28,6 +28,7 @@ from .backends import backend as backend_named
 from .backends.eager import Inductor
 from .frontend.dynamo import Traced, trace
 from .ir import CaptureError, Graph, SubquadError
+from .learned import adds_weights
 from .passes import Pipeline, canonicalize, find_sites, linearize
 from .passes.options import suggest
 from .report import PassLog
@@ -113,6 +114,11 @@ def _compiled(
         more = Pipeline(linearize.with_(recipes=recipes), canonicalize, limit=left)
         graph, then = more.run(graph, verifier)
         steps += then
+    if adds_weights(graph):
+        raise CaptureError(
+            "the recipe brings weights of its own, and torch.compile has no module to keep them in; "
+            "subquad.optimize(model, args, attention=...) returns one that has"
+        )
     record.graph, record.sites = graph, find_sites(graph, steps)
     call = 'options={{"attention": "{}"}}'.format
     record.log = PassLog(steps, gains(graph, traced.hints, call), sizes=traced.hints, sites=record.sites)
