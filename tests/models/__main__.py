@@ -13,7 +13,8 @@ from pathlib import Path
 
 from . import summary
 from .case import cases
-from .run import Result, sweep
+from .run import Result
+from .serve import sweep
 from .table import Row, accept, expected
 
 

@@ -22,8 +22,11 @@ def _names() -> dict[str, str]:
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def model(model_type: str, attention: str | None = None) -> Any:
-    """The tiny causal language model of a model type; attention: "eager", "sdpa", or what it has."""
+def model(model_type: str, attention: str | None = None, **given: Any) -> Any:
+    """The tiny causal language model of a model type; attention: "eager", "sdpa", or what it has.
+
+    given: fields of its config.
+    """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -31,7 +34,9 @@ def model(model_type: str, attention: str | None = None) -> Any:
     wanted = CONFIG_MAPPING[model_type]
     if kind.config_class is not None and kind.config_class.model_type != model_type:
         wanted = kind.config_class  # the language model in a multimodal one
-    config = shrunk(wanted, **{"is_decoder": True} if hasattr(wanted, "is_decoder") else {})
+    if hasattr(wanted, "is_decoder"):
+        given = {"is_decoder": True, **given}
+    config = shrunk(wanted, **given)
     config.use_cache = False
     if attention is None:
         attention = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
@@ -48,14 +53,48 @@ def tokens(batch: int, length: int, padded: tuple[int, ...]) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
 
 
-def build(model_type: str, attention: str | None = None) -> tuple[Any, dict[str, Any]]:
+def build(model_type: str, attention: str | None = None, **given: Any) -> tuple[Any, dict[str, Any]]:
     """The model and its first call: batch 2, length 13, two places of the second row masked."""
-    return model(model_type, attention), tokens(2, 13, (0, 2))
+    return model(model_type, attention, **given), tokens(2, 13, (0, 2))
 
 
 second = partial(tokens, 3, 17, (0, 5, 1))
 AXES = {0: Dim.AUTO, 1: Dim.AUTO}  # torch finds the ranges; what it fixes, the second call meets
 OPEN = {"input_ids": AXES, "attention_mask": AXES, "use_cache": None}
 
+FAST = {"llama-eager", "llama-sdpa", "mistral-eager", "gemma2-sdpa", "bloom-eager", "mixtral"}
+
+
+def _register(name: str, *model_type: Any, **given: Any) -> None:
+    build_it = partial(build, *model_type, **given)
+    case(name, "causal-lm", second=second, dynamic_shapes=OPEN, fast=name in FAST)(build_it)
+
+
 for _type in _names():
-    case(_type, "causal-lm", second=second, dynamic_shapes=OPEN)(partial(build, _type))
+    _register(_type, _type)
+
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", dict(num_key_value_heads=2)),
+    "llama-mha": ("llama", dict(num_key_value_heads=4)),
+    "qwen3": ("qwen3", {}),
+    "mistral": ("mistral", {}),
+    "gemma2": ("gemma2", {}),
+    "phi3": ("phi3", {}),
+    "gpt2": ("gpt2", {}),
+    "opt": ("opt", {}),
+    "bloom": ("bloom", {}),
+    "falcon": ("falcon", {}),
+    "falcon-alibi": ("falcon", dict(alibi=True)),
+}
+"""Families that other compilers are measured by: model type, and fields of the config."""
+
+for _name, (_type, _fields) in PEERS.items():
+    for _attention in ("eager", "sdpa"):
+        _register(f"{_name}-{_attention}", _type, _attention, **_fields)
+
+
+@case("llama-unpadded", "causal-lm", second=lambda: {"input_ids": second()["input_ids"]},
+      dynamic_shapes={"input_ids": AXES})  # fmt: skip
+def _unpadded() -> tuple[Any, dict[str, Any]]:
+    """No mask given: the model looks for packed rows by itself."""
+    return model("llama"), {"input_ids": tokens(2, 13, ())["input_ids"]}

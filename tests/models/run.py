@@ -1,7 +1,6 @@
-"""Running a model of the zoo: build, capture, optimise by all exact passes, hold to float64.
+"""One model of the zoo: build, capture, optimise by all exact passes, hold to float64.
 
     result = run(case)          # here
-    result = isolated(case)     # in a process of its own, with limits on its time and its memory
 
 Nothing raises: what goes wrong is the status of the result, and its reason.
 """
@@ -9,13 +8,9 @@ Nothing raises: what goes wrong is the status of the result, and its reason.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import resource
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +24,7 @@ from subquad.comparison import leaves
 from subquad.ir import CaptureError
 from subquad.reference import seeded
 
-from .case import Case, NotBuiltError, cases
-
-SECONDS = 300
-"""A model that takes longer is given up."""
-
-MEMORY = 6 << 30
-"""Bytes of data a model's process may hold."""
+from .case import Case, NotBuiltError
 
 STATUS = ("equal", "differs", "uncaptured", "unbuilt", "crashed")
 """From good to bad. equal: within max(3 x the original's own error, 1e-5) of float64. crashed: an
@@ -224,59 +213,3 @@ def _told(error: BaseException, at: bool = False) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if at and frames else ""
     return f"{text}{where}"
-
-
-# ---- processes ----------------------------------------------------------------------------------
-
-
-def isolated(case: Case, seconds: float = SECONDS) -> Result:
-    """The result of a case, from a process of its own; given up after `seconds`, or past MEMORY."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, f"{__name__.rpartition('.')[0]}.warm"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(case.id, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        if ours.poll(seconds):
-            return Result.from_json(ours.recv_bytes().decode())
-        reason = f"no result after {seconds:g} s"
-    except EOFError:
-        process.join(10)
-        reason = f"the process ended with {process.exitcode}"
-    finally:
-        if process.is_alive():
-            process.kill()
-        process.join()
-        ours.close()
-    return Result(case.name, case.family, Call("crashed", reason))
-
-
-def _child(id: str, answer: Any) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    torch.set_num_threads(1)
-    with open(os.devnull, "w") as nowhere:  # what models print while they are traced
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-    answer.send_bytes(run(cases()[id]).to_json().encode())
-
-
-def sweep(
-    chosen: Iterable[Case], done: Path | None = None, say: Callable[[Result], None] = lambda result: None
-) -> list[Result]:
-    """Results of many cases, one after the other. done: a file of results to which new ones are
-    added, line by line; cases that are in it are not run again."""
-    known = {}
-    if done is not None and done.exists():
-        known = {r.id: r for r in map(Result.from_json, done.read_text().splitlines())}
-    results = []
-    for case in chosen:
-        result = known.get(case.id)
-        if result is None:
-            result = isolated(case)
-            if done is not None:
-                with done.open("a") as file:
-                    file.write(result.to_json() + "\n")
-            say(result)
-        results.append(result)
-    return results

@@ -10,6 +10,9 @@ from .run import STATUS, Call, Result
 
 EXPECTED = Path(__file__).with_name("expected.txt")
 
+LONGEST = 200
+"""Characters of a reason."""
+
 HEADER = """\
 # What every model of the zoo comes to, rewritten by `python -m tests.models --accept`.
 # id | status | recognised + explained / softmaxes run | masks | query/key heads | second shape | reason
@@ -40,10 +43,12 @@ class Row:
         other = "-" if second is None else second.status
         if second is not None and second.sites and _masks(second) != _masks(first):
             other += f" ({_masks(second)})"
-        why = [f"second: {second.reason}"] if second is not None and second.reason else []
+        why = [first.reason] if first.reason else []
+        if second is not None and second.reason not in ("", first.reason):
+            why.append(f"second: {second.reason}")
         return Row(
             result.id, first.status, (first.recognised, first.explained, result.softmaxes),
-            _masks(first), first.heads or "-", other, "; ".join([first.reason] * bool(first.reason) + why),
+            _masks(first), first.heads or "-", other, "; ".join(why)[:LONGEST],
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -5,15 +5,22 @@ import pytest
 pytest.importorskip("transformers")
 
 from .case import cases
-from .run import isolated
+from .serve import Server
 from .table import Row, expected
 
 CASES = cases()
 
 
-def check(id, accept, record_property):
+@pytest.fixture(scope="module")
+def server():
+    """The process that every model's own is forked from."""
+    with Server() as server:
+        yield server
+
+
+def check(server, id, accept, record_property):
     """Run one model in a process of its own and compare it with its line of expected.txt."""
-    result = isolated(CASES[id])
+    result = server.run(CASES[id])
     record_property("zoo", result.to_json())
     row = Row.of(result)
     if not accept:
@@ -24,16 +31,16 @@ def check(id, accept, record_property):
 
 
 @pytest.mark.parametrize("id", [id for id, case in CASES.items() if case.fast])
-def test_fast(id, accept, record_property):
+def test_fast(server, id, accept, record_property):
     """A dozen across the families, in every test run."""
-    check(id, accept, record_property)
+    check(server, id, accept, record_property)
 
 
 @pytest.mark.zoo
 @pytest.mark.parametrize("id", CASES)
-def test_zoo(id, accept, record_property):
+def test_zoo(server, id, accept, record_property):
     """All of them."""
-    check(id, accept, record_property)
+    check(server, id, accept, record_property)
 
 
 def test_every_model_has_a_line():
