@@ -3,7 +3,7 @@
 python -m tests.models -k causal-lm/llama                 a line for each model, and a summary
 python -m tests.models --results zoo.jsonl                keep results; the same command goes on from them
 python -m tests.models --shard 1/2 --results zoo1.jsonl   every second model
-python -m tests.models --results zoo.jsonl --accept       rewrite the table of what is expected
+python -m tests.models --results zoo.jsonl --accept       rewrite expected.txt and docs/models.md
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import summary
+from . import page, summary
 from .case import cases
 from .run import Result
 from .serve import sweep
-from .table import Row, accept, expected
+from .table import Row, expected
 
 
 def main() -> None:
@@ -25,8 +25,7 @@ def main() -> None:
     parser.add_argument("-k", metavar="TEXT", default="", help="only models whose family/name has TEXT in it")
     parser.add_argument("--shard", metavar="I/N", default="1/1", help="every N-th model, from the I-th")
     parser.add_argument("--results", metavar="FILE", type=Path, help="keep results here, and go on from them")
-    parser.add_argument("--accept", action="store_true", help="rewrite expected.txt for the models that ran")
-    parser.add_argument("--markdown", action="store_true", help="the summary in Markdown")
+    parser.add_argument("--accept", action="store_true", help="rewrite what is expected of those that ran")
     given = parser.parse_args()
     i, n = map(int, given.shard.split("/"))
     known = expected()
@@ -40,8 +39,8 @@ def main() -> None:
 
     results = sweep(chosen, given.results, say)
     if given.accept:
-        accept(results, cases())
-    print(summary.markdown(results) if given.markdown else summary.text(results))
+        page.accepted(results)
+    print(summary.text(results))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """What the model zoo says at the end of a run, and what `--accept` does with its results."""
 
-from .case import cases
+from .page import accepted
 from .run import Result
 from .summary import text
-from .table import accept
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -19,6 +18,6 @@ def pytest_terminal_summary(terminalreporter, config):
     if not found:
         return
     if config.getoption("--accept"):
-        accept(found, cases())
+        accepted(found)
     terminalreporter.section("model zoo")
     terminalreporter.write_line(text(found))

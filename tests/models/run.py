@@ -110,6 +110,7 @@ class Result:
         for key in ("first", "second"):
             if data[key] is not None:
                 data[key]["sites"] = [tuple(site) for site in data[key]["sites"]]
+                data[key]["ops"] = tuple(data[key]["ops"])
                 data[key] = Call(**data[key])
         return Result(**data)
 

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from . import page
 from .case import cases
 from .serve import Server
 from .table import Row, expected
@@ -46,3 +47,8 @@ def test_zoo(server, id, accept, record_property):
 def test_every_model_has_a_line():
     """Nothing is in the zoo unseen, and the table has no ghosts."""
     assert set(expected()) == set(CASES)
+
+
+def test_the_page_shows_what_is_expected():
+    """The second table of docs/models.md is that of expected.txt."""
+    assert page.block("peers") == page.peers(expected())
