@@ -290,14 +290,16 @@ def codes(x: Value, anchors: Value, mean_kernel: Value, w: Value, *, width: Valu
     a = as_dtype(anchors, y.dtype)
     flat = s.permute(a, dims=(*range(a.rank - 2), a.rank - 1, a.rank - 2))  # [.., d, m]
     distance = 1.0 - matmul(u, flat) * 2.0 + sum_(flat * flat, dim=(a.rank - 2,), keepdim=True)
-    if width is None and padding is None:
+    if width is not None:
+        width = as_dtype(width, y.dtype)
+    elif padding is None:
         width = mean(distance, dim=(2, 3), keepdim=True)
-    elif width is None and padding is not None:
+    else:
         keep = over_keys(padding, x.shape[0], x.shape[2])
         count = sum_(e.cast(keep, dtype=y.dtype), dim=(2, 3), keepdim=True)
         total = sum_(e.where(keep, distance, 0.0), dim=(2, 3), keepdim=True)
         width = total / (e.maximum(count, 1.0) * float(_width(flat)))
-    kernel = e.exp(distance * -0.5 / as_dtype(width, y.dtype)) - as_dtype(mean_kernel, y.dtype)
+    kernel = e.exp(distance * -0.5 / width) - as_dtype(mean_kernel, y.dtype)
     z = matmul(kernel, as_dtype(w, y.dtype))
     through = clamp(z, min=-1.0, max=1.0)
     return as_dtype(e.sign(z) + (through - e.detach(through)), x.dtype)

@@ -8,7 +8,8 @@ from ...ir.ops.linear import matmul
 from ...ir.ops.reduce import sum_
 from ...ir.ops.shape import cat, expand, slice_
 from .pieces import LOWEST, Part, blocks, merge, tokens
-from .pieces.local import ones, outside, windowed_blocks
+from .pieces.local import outside, windowed_blocks
+from .pieces.parts import ones
 from .recipe import ALL, recipe
 
 

@@ -6,7 +6,7 @@ the one after; "sliding", |i - j| < size (and j <= i when causal).
 
 from __future__ import annotations
 
-from ....ir import OPS, IRError, Value
+from ....ir import IRError, Value
 from ....ir.dims import Dim, ceildiv
 from ....ir.ops.activation import wide
 from ....ir.ops.attention import heads, linear_attention, swap
@@ -16,7 +16,7 @@ from ....ir.ops.linear import matmul
 from ....ir.ops.reduce import cumsum, sum_
 from ....ir.ops.shape import cat, expand, flip, permute, reshape, slice_
 from ....ir.types import i64
-from .parts import Part, kept, softmax_part, zeros
+from .parts import Part, kept, ones, softmax_part, zeros
 
 KINDS = ("terraced", "sliding")
 
@@ -56,12 +56,6 @@ def shifted(x: Value, by: int) -> Value:
 def neighbours(causal: bool) -> tuple[int, ...]:
     """How far back the blocks of a neighbourhood lie."""
     return (1, 0) if causal else (1, 0, -1)
-
-
-def ones(k: Value, padding: Value | None) -> Value:
-    """[b, 1, m, 1] of ones, zeros at padded keys."""
-    unit = OPS["const"](value=1.0, dtype=k.dtype)
-    return kept(expand(unit, size=(k.shape[0], 1, k.shape[2], 1)), padding)
 
 
 def windowed(

@@ -46,6 +46,12 @@ def kept(x: Value, padding: Value | None) -> Value:
     return x if padding is None else where(over_keys(padding, x.shape[0], x.shape[2]), x, 0.0)
 
 
+def ones(k: Value, padding: Value | None) -> Value:
+    """[b, 1, m, 1] of ones, zeros at padded keys."""
+    unit = OPS["const"](value=1.0, dtype=k.dtype)
+    return kept(expand(unit, size=(k.shape[0], 1, k.shape[2], 1)), padding)
+
+
 def joined(first: Part, *others: Part) -> Part:
     """The parts as one, under the highest of their levels."""
     for other in others:
