@@ -1,4 +1,4 @@
-"""The command line: `subquad demo`, `optimize`, `compare`, `print`, `recipes`, `ops`.
+"""The command line: `subquad demo`, `explain`, `optimize`, `compare`, `print`, `recipes`, `ops`.
 
 Exit codes: 0 done, 1 it failed or the comparison is out of bounds, 2 the command is wrong.
 """
@@ -38,11 +38,22 @@ Captures a PyTorch model, rewrites it into cheaper forms, checks every rewrite, 
 
 Start here:
     subquad demo                                      a real model from capture to log, in minutes
+    subquad explain my_model:make_model               its attentions and masks, and why not more
     subquad optimize my_model:make_model              what the exact passes do to your model
     subquad optimize my_model:make_model --attention elu1
                                                       and with attention made linear
     subquad compare my_model:make_model --attention elu1
                                                       what that costs and what it saves
+"""
+
+EXPLAIN = """\
+Says of every softmax of a model what it is: attention with which mask, proved from what, or the
+first thing that stands in the way, on which line, and what to change. Nothing is compiled or run.
+
+    subquad explain my_model:make_model
+    subquad explain my_model:make_model --dynamic 0=b,1=n     with open sizes
+    subquad explain my_model:make_model --attention elu1      where a recipe would refuse
+    subquad explain my_model:make_model --json                for machines
 """
 
 OPTIMIZE = """\
@@ -108,18 +119,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[Any], int], what: str, text: str, *, target: bool = True
-    ) -> Any:
+        name: str, run: Callable[[Any], int], what: str, text: str, *, target: bool = True,
+        runs: bool = True,
+    ) -> Any:  # fmt: skip
         epilog = TARGET if target else None
-        made = commands.add_parser(
-            name, help=what, description=text, epilog=epilog, formatter_class=raw
-        )
+        made = commands.add_parser(name, help=what, description=text, epilog=epilog, formatter_class=raw)
         made.set_defaults(run=run)
         if target:
             made.add_argument("target", help="pkg.mod:make_model (see below)")
-            made.add_argument(
-                "--args", nargs="+", metavar="TYPE", help="inputs, f32[1,128,64] each"
-            )
+            made.add_argument("--args", nargs="+", metavar="TYPE", help="inputs, f32[1,128,64] each")
             made.add_argument(
                 "--dynamic",
                 metavar="AXIS=NAME,...",
@@ -133,18 +141,18 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="[GLOB=]RECIPE",
                 help="replace attention (default: exact); see `subquad recipes`",
             )
-            made.add_argument(
-                "--pipeline", metavar="TEXT", help="canonicalize,recognize{only=rope}"
-            )
+        if target and runs:
+            made.add_argument("--pipeline", metavar="TEXT", help="canonicalize,recognize{only=rope}")
             made.add_argument("--backend", default="auto", help="default: auto")
             made.add_argument("--no-check", action="store_true", help="do not verify every pass")
         return made
 
     demo = command("demo", _demo, "a real model, from capture to log", _DEMO, target=False)
-    demo.add_argument(
-        "--lengths", type=_numbers, metavar="N,N,...", help="lengths of the last part"
-    )
+    demo.add_argument("--lengths", type=_numbers, metavar="N,N,...", help="lengths of the last part")
     demo.add_argument("--plot", default="subquad-demo.png", help="default: %(default)s")
+    explain = command("explain", _explain, "every attention, its mask, and what stands in the way",
+                      EXPLAIN, runs=False)  # fmt: skip
+    explain.add_argument("--json", action="store_true", help="as JSON on stdout")
     optimize = command("optimize", _optimize, "optimise a model and print the log", OPTIMIZE)
     optimize.add_argument("--json", metavar="FILE", help="also write the log as JSON")
     optimize.add_argument("--ir", metavar="FILE", help="also write the optimised graph as text")
@@ -185,6 +193,16 @@ def _demo(given: Any) -> int:
 
     with working() as say:
         demo(given.lengths or LENGTHS, given.plot, width=columns(), progress=say)
+    return 0
+
+
+def _explain(given: Any) -> int:
+    from .explanation import explain
+
+    with working() as say:
+        model, args, kwargs, shapes = _loaded(given, say)
+        found = explain(model, args, kwargs, attention=_attention(given.attention), dynamic_shapes=shapes)
+    print(json.dumps(found.to_dict(), indent=1) if given.json else found.text(columns()))
     return 0
 
 
@@ -252,20 +270,26 @@ def _ops(given: Any) -> int:
 
 
 def _optimized(given: Any) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
-    from .target import axes_of, load
-
     with working() as say:
-        say(f"loading {given.target}")
-        model, args, kwargs = load(given.target, given.args)
+        model, args, kwargs, shapes = _loaded(given, say)
         from .api import optimize
 
-        say("capturing and rewriting")
         fast = optimize(
             model, args, kwargs, attention=_attention(given.attention), pipeline=given.pipeline,
-            backend=given.backend, check=not given.no_check,
-            dynamic_shapes=axes_of(args, kwargs, given.dynamic) if given.dynamic else None,
+            backend=given.backend, check=not given.no_check, dynamic_shapes=shapes,
         )  # fmt: skip
     return fast, model, args, kwargs
+
+
+def _loaded(given: Any, say: Say) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+    """(model, args, kwargs, dynamic_shapes) of a target."""
+    from .target import axes_of, load
+
+    say(f"loading {given.target}")
+    model, args, kwargs = load(given.target, given.args)
+    shapes = axes_of(args, kwargs, given.dynamic, model) if given.dynamic else None
+    say("capturing and rewriting")
+    return model, args, kwargs, shapes
 
 
 # ---- arguments and progress ---------------------------------------------------------------------

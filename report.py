@@ -1,7 +1,9 @@
 """What people read: the log of a run, as a table, as plain data, as JSON.
 
     print(fast.log)                  one row a pass, then undone, refused, what could be gained
-    fast.log.why("attention")        the refusals of a rule, a pass, or at a place in the model
+    fast.log.why("attention")        every softmax: its mask, or what failed and what to change
+    fast.log.why("layers.3.attn")    what stands at a place in the model, and what was refused there
+    fast.log.why("recognize")        the refusals of a rule or a pass
     fast.log.diff("recognize")       the ops a pass removed and added, with their sources
     fast.log.to_dict()               all of it, ready for json.dumps
 
@@ -24,12 +26,17 @@ from rich.text import Text
 from .ir import Cost, Dim, Graph, IRError, No, Op, cost, diff, print_graph
 from .ir.dims import evaluate
 from .tables import WIDTH, count, error, grid, plain
+from .verdicts import Sites
 
 if TYPE_CHECKING:
     from .passes.pipeline import Step
+    from .passes.sites import Site
 
 DATA = frozenset({"input", "param", "const"})
 """Ops that stand for data: nothing is computed, so the log does not count them."""
+
+SAID = frozenset({"raise_attention"})
+"""Rules whose refusals the sites tell in full."""
 
 SHOWN = 5
 """Places listed for one refusal; the rest are counted."""
@@ -67,17 +74,29 @@ class Refusal:
 
 
 class Refusals(tuple[Refusal, ...]):
-    """Refusals, nearest to the question first; prints one a line."""
+    """Refusals, nearest to the question first; prints the attentions asked for, then one a line.
+
+    sites: the attentions that were asked for, None where the question was another.
+    """
+
+    sites: Sites | None = None
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self)) or "no refusals"
+        return self.text()
+
+    def text(self, width: int = WIDTH) -> str:
+        """What is printed, in `width` columns."""
+        if self.sites is None:
+            return "\n".join(map(str, self)) or "no refusals"
+        rest = [str(refusal) for refusal in self if refusal.rule not in SAID]
+        return "\n".join((self.sites.explain(width), *([""] if rest else []), *rest))
 
 
 class PassLog:
     """The steps of one run of a pipeline. `str()` is a table; everything in it is also data.
 
     steps: what the pipeline did, in order. gains: what could be had by naming a recipe.
-    sizes: values of the symbolic dims at the example inputs. sites: the attentions found.
+    sizes: values of the symbolic dims at the example inputs. sites: every softmax of the model.
     """
 
     def __init__(
@@ -86,10 +105,10 @@ class PassLog:
         gains: Iterable[Gain] = (),
         *,
         sizes: Mapping[str, int] | None = None,
-        sites: Iterable[Any] = (),
+        sites: Iterable[Site] = (),
     ):
         self.steps, self.gains = tuple(steps), tuple(gains)
-        self.sizes, self.sites = dict(sizes or {}), tuple(sites)
+        self.sizes, self.sites = dict(sizes or {}), Sites(sites)
 
     # ---- questions -------------------------------------------------------------------------
 
@@ -113,7 +132,11 @@ class PassLog:
 
     def why(self, name: str) -> Refusals:
         """Refusals of rules or passes called `name`, then those that contain it, then those at a
-        place in the model that contains it; empty when nothing refused."""
+        place in the model that contains it; empty when nothing refused.
+
+        "attention", and the path of a module or a source line with attention in it, also bring the
+        `sites`: what is printed says of each what it is, its mask, or what failed and what to change.
+        """
         wanted = name.lower()
 
         def distance(r: Refusal) -> int:
@@ -125,8 +148,11 @@ class PassLog:
                 return 2
             return 3 if wanted in r.reason.lower() else 4
 
-        found = [r for r in self.refusals() if distance(r) < 4]
-        return Refusals(sorted(found, key=distance))
+        found = Refusals(sorted((r for r in self.refusals() if distance(r) < 4), key=distance))
+        sites = self.sites if wanted == "attention" else self.sites.at(name)
+        if sites or wanted == "attention":
+            found.sites = sites
+        return found
 
     def step(self, which: int | str | Step) -> Step:
         """A step by position, by the name of its pass (the last one of that name), or itself."""
@@ -176,8 +202,7 @@ class PassLog:
              "before": self._cost_dict(g.before), "after": self._cost_dict(g.after)}
             for g in self.gains
         ]  # fmt: skip
-        names = ("path", "source", "mask", "q_heads", "kv_heads", "head_dim", "decision", "reason")
-        sites = [{n: getattr(s, n, None) for n in names} for s in self.sites]
+        sites = [site.to_dict() for site in self.sites]
         steps = [self._step_dict(s) for s in self.steps]
         plain = {"sizes": self.sizes, "steps": steps, "sites": sites, "gains": gains}
         made: dict[str, Any] = json.loads(json.dumps(plain, default=str))
@@ -228,7 +253,7 @@ class PassLog:
                 yield Text(f"\n{heading}", style="bold")
                 for line in lines:
                     yield Padding(Text(line, overflow="fold"), (0, 0, 0, 2))
-        if self.gains or any(getattr(site, "decision", None) == "attention" for site in self.sites):
+        if self.gains or any(site.decision == "attention" for site in self.sites):
             yield from self._gained()
 
     def _table(self) -> Table:

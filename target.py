@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from .ir import DTYPES, SubquadError
 
@@ -24,9 +25,7 @@ _TYPES = {
 _FORM = re.compile(r"(?P<dtype>[a-z0-9]+)\[(?P<shape>[0-9, ]*)\](?:<(?P<high>[0-9]+))?")
 
 
-def load(
-    target: str, types: Sequence[str] | None = None
-) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def load(target: str, types: Sequence[str] | None = None) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """(model, args, kwargs) of `pkg.mod:make_model`; `types` replace its args.
 
     A target that is a module instance is taken as it is. Raises SubquadError, whatever goes wrong.
@@ -68,9 +67,7 @@ def _call(target: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
             raise SubquadError(f"no module {error.name!r} here ({here}) or installed") from error
-        raise SubquadError(
-            f"{module_name} imports {error.name!r}, which is not installed"
-        ) from error
+        raise SubquadError(f"{module_name} imports {error.name!r}, which is not installed") from error
     except Exception as error:
         raise SubquadError(f"{module_name} fails to import: {_brief(error)}") from error
     if not hasattr(module, name):
@@ -114,21 +111,24 @@ def example(text: str) -> torch.Tensor:
     return torch.randint(0, int(form["high"] or 100), shape, generator=generator).to(dtype)
 
 
-def axes_of(args: Any, kwargs: Any, axes: Mapping[int, str]) -> Any:
-    """`dynamic_shapes` that makes these axes of every input symbolic."""
+def axes_of(args: Any, kwargs: Any, axes: Mapping[int, str], model: nn.Module | None = None) -> Any:
+    """`dynamic_shapes` that makes these axes of every input symbolic; `model` names keyword inputs."""
     dims = {axis: torch.export.Dim(name, min=1) for axis, name in axes.items()}
-    ranks = [x.dim() for x in tree_leaves(tuple(args)) if isinstance(x, torch.Tensor)]
+    leaves = tree_leaves((tuple(args), dict(kwargs)))
+    ranks = [x.dim() for x in leaves if isinstance(x, torch.Tensor)]
     for axis, name in axes.items():
         if axis >= max(ranks, default=0):
             raise SubquadError(f"--dynamic {axis}={name}: no input has an axis {axis}; the ranks are {ranks}")
 
-    def of(x: torch.Tensor) -> dict[int, Any]:
+    def of(x: Any) -> dict[int, Any] | None:
+        if not isinstance(x, torch.Tensor):
+            return None
         return {axis: dim for axis, dim in dims.items() if axis < x.dim()}
 
-    positional = tree_map_only(torch.Tensor, of, tuple(args))
-    if not kwargs:
-        return positional
-    raise SubquadError("--dynamic works for models that take their inputs by position")
+    if not kwargs or model is None:
+        return tree_map(of, tuple(args))
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {name: tree_map(of, value) for name, value in bound.items()}
 
 
 def resized(args: Any, axis: int, n: int) -> Any:

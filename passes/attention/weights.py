@@ -57,10 +57,10 @@ def _step(x: Labelled, user: Op, key: Atom, dim: int, graph: Graph) -> Reached |
         if view is None:
             return No("the weights are reshaped across queries, keys and heads", result)
         return reached(view, key, dim, graph)
-    if user.name == "dropout":
+    if (p := _dropped(user)) is not None:
         found = reached(Labelled(result, x.axes), key, dim, graph)
         if isinstance(found, Reached):
-            found.kept = No(f"dropout of {user.attrs['p']:g} on its weights: call model.eval()", result)
+            found.kept = No(f"dropout of {p:g} on its weights: call model.eval()", result)
         return found
     if user.name == "nan_to_num" and user.attrs.get("nan") in (0, 0.0, None):
         found = reached(Labelled(result, x.axes), key, dim, graph)
@@ -73,6 +73,15 @@ def _step(x: Labelled, user: Op, key: Atom, dim: int, graph: Graph) -> Reached |
         return None
     words = _WHY_NOT.get(user.name, f"go through {user.name} before they meet the values")
     return No(f"its weights {words}", result)
+
+
+def _dropped(op: Op) -> float | None:
+    """The share of elements that a dropout in training takes, also of one that stayed opaque."""
+    if op.name == "dropout":
+        return op.attrs["p"]
+    if op.name == "opaque" and op.attrs["target"] == "aten.native_dropout.default":
+        return op.attrs["args"][1]
+    return None
 
 
 _MEETS_NO_VALUES = frozenset({"topk", "sort", "argmax", "gather", "log", "amax", "slice"})
