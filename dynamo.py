@@ -14,11 +14,11 @@ import logging
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import fx
+from torch import SymInt, Tensor, fx, nn
 from torch._guards import CompileContext
 from torch._logging import trace_structured
 from torch._subclasses.fake_tensor import FakeTensor
@@ -27,8 +27,8 @@ from .api import at_sizes, backend_name, gains, pipeline_of, recipes_of
 from .backends import backend as backend_named
 from .backends.eager import Inductor
 from .frontend.dynamo import Traced, trace
-from .ir import CaptureError, Graph, SubquadError
-from .learned import adds_weights
+from .ir import CaptureError, Graph, RecipeError, SubquadError
+from .learned import initial
 from .passes import Pipeline, canonicalize, find_sites, linearize
 from .passes.options import suggest
 from .report import PassLog
@@ -77,10 +77,10 @@ def compile_graph(
     it was, with a warning that says why. Raises SubquadError for an unknown option or mode, and what
     `optimize` raises for values that do not exist.
     """
-    chosen = _chosen(options, mode)
+    settings = chosen(options, mode)
     record = CompiledGraph(str(CompileContext.current_compile_id() or len(graphs)))
     try:
-        compiled = _compiled(gm, example_inputs, record, **chosen)
+        compiled = _compiled(gm, example_inputs, record, **settings)
     except CaptureError as error:
         record.refused = str(error)
         _warn(record.id, str(error))
@@ -114,14 +114,10 @@ def _compiled(
         more = Pipeline(linearize.with_(recipes=recipes), canonicalize, limit=left)
         graph, then = more.run(graph, verifier)
         steps += then
-    if adds_weights(graph):
-        raise CaptureError(
-            "the recipe brings weights of its own, and torch.compile has no module to keep them in; "
-            "subquad.optimize(model, args, attention=...) returns one that has"
-        )
     record.graph, record.sites = graph, find_sites(graph, steps)
     call = 'options={{"attention": "{}"}}'.format
     record.log = PassLog(steps, gains(graph, traced.hints, call), sizes=traced.hints, sites=record.sites)
+    traced = replace(traced, params={**traced.params, **_drawn(graph, traced, example_inputs)})
     run = backend.compile(graph, traced.modules)
     return traced.runner(run, gm.forward, lambda reason: _warn(record.id, reason))
 
@@ -135,21 +131,36 @@ def _fitting(attention: Any, graph: Graph, id: str) -> dict[str, Any]:
     return fitting
 
 
+def _drawn(graph: Graph, traced: Traced, example_inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """What recipes draw once. Raises RecipeError for weights that train: nobody would own them."""
+    if graph.params.keys() <= traced.params.keys():
+        return {}
+    made = initial(graph, traced.arguments(_numbers(example_inputs))[1])
+    trained = ", ".join(name for name, tensor in made.items() if isinstance(tensor, nn.Parameter))
+    if trained:
+        raise RecipeError(
+            f"the recipe learns {trained}, and torch.compile has no module to keep new weights in; use "
+            "subquad.optimize(model, args, attention=...), whose result has them as parameters"
+        )
+    return made
+
+
 def _verifier(traced: Traced, example_inputs: Sequence[Any]) -> Verifier:
     if any(isinstance(x, FakeTensor) for x in example_inputs):
         raise CaptureError("check=True runs the graph on real tensors, and Dynamo gave none")
-    return Verifier(*traced.arguments(tuple(map(_plain, example_inputs))), traced.modules)
+    return Verifier(*traced.arguments(_numbers(example_inputs)), traced.modules)
 
 
-def _plain(x: Any) -> Any:
-    return x.node.hint if hasattr(x, "node") else x  # a SymInt
+def _numbers(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments with plain integers for symbolic ones."""
+    return tuple(x.node.hint if isinstance(x, SymInt) else x for x in example_inputs)
 
 
 OPTIONS: dict[str, Any] = {"attention": "exact", "backend": "auto", "pipeline": None, "check": False}
 
 
-def _chosen(options: Mapping[str, Any] | None, mode: str | None) -> dict[str, Any]:
-    """The keyword arguments of `_compiled`. Raises SubquadError for what does not exist."""
+def chosen(options: Mapping[str, Any] | None, mode: str | None) -> dict[str, Any]:
+    """The settings that options and mode come to. Raises SubquadError for what does not exist."""
     given = {**OPTIONS, **(options or {})}
     for name in given:
         if name not in OPTIONS:

@@ -13,11 +13,6 @@ from .ir import Graph
 from .reference import seeded
 
 
-def adds_weights(graph: Graph) -> bool:
-    """Whether `graph` has weights that the captured model had not."""
-    return any(op.name == "param" and op.attrs["init"] is not None for op in graph.ops())
-
-
 @torch.no_grad()
 def initial(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For each param of `graph` that `tensors` lacks, what its `init` computes: a Parameter if it trains.
