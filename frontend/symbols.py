@@ -5,6 +5,7 @@ sympy is never imported: an expression is read by the names of its node classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,6 +128,9 @@ class Names:
             if type(inner).__name__ == "IntTrueDiv":
                 a, b = map(self.expression, inner.args)
                 return ceildiv(a, b) if kind == "CeilToInt" else floordiv(a, b)
+            whole, rest = self._shifted(inner)
+            if kind != "TruncToInt":  # torch.arange(0.5, n) has ceil(n - 0.5) elements
+                return whole + (math.ceil(rest) if kind == "CeilToInt" else math.floor(rest))
         if kind == "Pow" and getattr(expr.args[1], "is_Integer", False) and int(expr.args[1]) > 0:
             base = self.expression(expr.args[0])
             return _fold(lambda a, b: a * b, [base] * int(expr.args[1]))
@@ -134,6 +138,20 @@ class Names:
         if combine is None:
             raise InexpressibleError(f"{kind}({', '.join(map(str, expr.args))})")
         return _fold(combine, [self.expression(arg) for arg in expr.args])
+
+    def _shifted(self, expr: Any) -> tuple[Dim, float]:
+        """A float expression as a whole size and a constant on top of it. Raises InexpressibleError."""
+        kind = type(expr).__name__
+        if getattr(expr, "is_number", False):
+            return 0, float(expr)
+        if kind == "ToFloat":
+            return self.expression(expr.args[0]), 0.0
+        if kind == "Add":
+            parts = [self._shifted(arg) for arg in expr.args]
+            return _fold(lambda a, b: a + b, [whole for whole, _ in parts]), sum(rest for _, rest in parts)
+        if kind == "FloatTrueDiv" and expr.args[1].is_number and float(expr.args[1]) == 1.0:
+            return self._shifted(expr.args[0])
+        raise InexpressibleError(f"{kind}({', '.join(map(str, expr.args))})")
 
     def check(self, expr: Any, truth: bool = True, where: str = "") -> Check | None:
         """A boolean expression as a Check; None when it cannot be said with Dims."""

@@ -89,6 +89,20 @@ def test_size_arithmetic():
         assert_same(model(x), fast(x), atol=1e-6)
 
 
+def test_sizes_of_float_ranges():
+    """arange(0.5, n) is the middle of n cells: ceil(n - 0.5) elements, which is n."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            n = x.shape[0] // 2
+            return torch.arange(0.5, n), torch.arange(-1.25, n + 1), torch.arange(0.0, n)
+
+    model = Model()
+    fast = optimized(model, (torch.ones(6),), dynamic_shapes={"x": {0: Dim.AUTO}})
+    for n in (6, 7, 4, 20):
+        assert_same(model(torch.ones(n)), fast(torch.ones(n)))
+
+
 def test_steps_of_whole_floats():
     """arange(a, b, 2.0, dtype=int64) is a range of whole numbers; a broken bound is left to torch."""
     steps = [(12, -12, -1.0), (0, 7, 2.0), (0.0, 6.0, 1), (0, 6.5, 1)]
