@@ -37,7 +37,6 @@ def model(model_type: str, attention: str | None = None, **given: Any) -> Any:
     if hasattr(wanted, "is_decoder"):
         given = {"is_decoder": True, **given}
     config = shrunk(wanted, **given)
-    config.use_cache = False
     if attention is None:
         attention = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
     return tiny(lambda: kind._from_config(config, attn_implementation=attention))
@@ -50,7 +49,7 @@ def tokens(batch: int, length: int, padded: tuple[int, ...]) -> dict[str, Any]:
     mask = torch.ones(batch, length, dtype=torch.int64)
     for row, places in enumerate(padded):
         mask[row, :places] = 0
-    return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def build(model_type: str, attention: str | None = None, **given: Any) -> tuple[Any, dict[str, Any]]:
@@ -60,7 +59,7 @@ def build(model_type: str, attention: str | None = None, **given: Any) -> tuple[
 
 second = partial(tokens, 3, 17, (0, 5, 1))
 AXES = {0: Dim.AUTO, 1: Dim.AUTO}  # torch finds the ranges; what it fixes, the second call meets
-OPEN = {"input_ids": AXES, "attention_mask": AXES, "use_cache": None}
+OPEN = {"input_ids": AXES, "attention_mask": AXES}
 
 FAST = {"llama-eager", "llama-sdpa", "mistral-eager", "gemma2-sdpa", "bloom-eager", "mixtral"}
 

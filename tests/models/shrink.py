@@ -35,7 +35,7 @@ LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_lay
 
 
 GIVEN: dict[str, dict[str, Any]] = {
-    "bamba": dict(mamba_n_heads=8),
+    "bamba": dict(mamba_n_heads=8, attn_layer_indices=[1]),
     "blt": dict(encoder_hash_byte_group_vocab=101),
     "blt_local_encoder": dict(hidden_size_global=32), "blt_local_decoder": dict(hidden_size_global=32),
     "cohere_compass_text": dict(
@@ -68,11 +68,13 @@ GIVEN: dict[str, dict[str, Any]] = {
         indexer_n_heads=4, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8,
         indexer_compress_ratio=4, ngram_vocab_size_base=101, split_ngram_parts=4,
     ),
+    "recurrent_gemma": dict(num_hidden_layers=3),
     "reformer": dict(
         is_decoder=True, axial_pos_embds=False, attn_layers=["local", "lsh"], local_attn_chunk_length=4,
         lsh_attn_chunk_length=4, num_buckets=2, num_attention_heads=4, attention_head_size=8,
     ),
     "roc_bert": dict(pronunciation_vocab_size=20, shape_vocab_size=20),
+    "xlnet": dict(use_mems_eval=False),
     "xmod": dict(default_language="en_XX"),
     "zamba": dict(layers_block_type=["mamba", "hybrid", "mamba", "hybrid"], num_hidden_layers=4),
 }  # fmt: skip
@@ -98,6 +100,8 @@ def shrunk(config_class: type, **given: Any) -> Any:
             continue
         if hasattr(value, "to_dict"):
             values[name] = shrunk(type(value))
+        elif name == "use_cache":
+            values[name] = False
         elif name == "head_dim" and value is None:
             values[name] = 8
         elif name in lists:
