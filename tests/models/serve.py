@@ -10,6 +10,7 @@ modules); it forks for every case. Ids go to it and results come back as lines o
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import select
@@ -80,6 +81,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     shapes = ({0: "b"},)
     subquad.optimize(torch.nn.Linear(4, 4).eval(), (torch.ones(2, 4),), dynamic_shapes=shapes)
+    gc.freeze()  # or the first collection of every child would copy what they all share
     for line in sys.stdin:
         id = line.strip()
         read, write = os.pipe()
