@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import SymInt, Tensor, fx, nn
 from torch._guards import CompileContext
 from torch._logging import trace_structured
@@ -118,7 +119,11 @@ def _compiled(
     call = 'options={{"attention": "{}"}}'.format
     record.log = PassLog(steps, gains(graph, traced.hints, call), sizes=traced.hints, sites=record.sites)
     traced = replace(traced, params={**traced.params, **_drawn(graph, traced, example_inputs)})
-    run = backend.compile(graph, traced.modules)
+    if isinstance(backend, Inductor):
+        with torch._C._DisableAutocast():  # its casts are in the graph already
+            run = backend.compile_for_dynamo(graph, traced.modules, *traced.stand_ins())
+    else:
+        run = backend.compile(graph, traced.modules)
     return traced.runner(run, gm.forward, lambda reason: _warn(record.id, reason))
 
 

@@ -91,6 +91,23 @@ class Inductor(Eager):
         compiled = torch.compile(module, backend="inductor", mode=self.mode, fullgraph=True)
         return EagerExecutable(graph, module, compiled)
 
+    def compile_for_dynamo(
+        self,
+        graph: Graph,
+        modules: Mapping[str, nn.Module],
+        inputs: Sequence[Tensor],
+        tensors: Mapping[str, Tensor],
+    ) -> EagerExecutable:
+        """Compiled at once, as part of a compilation of Dynamo's, whose fake tensors and sizes these are."""
+        from torch._inductor import list_mode_options
+        from torch._inductor.compile_fx import compile_fx
+
+        module = Lowering(legalise(graph), modules).module()
+        examples = [*inputs, *(tensors[name] for name in graph.params)]
+        options = list_mode_options(self.mode) if self.mode else None
+        compiled: Any = compile_fx(module, examples, config_patches=options)
+        return EagerExecutable(graph, module, compiled)
+
 
 register(Eager())
 register(Inductor())

@@ -43,7 +43,8 @@ class Traced:
     graph: the meaning. inputs: for each graph input the position of its argument, or the symbol whose
     size an empty tensor brings in. params: for each param name the position of its argument, or a
     constant tensor. sizes: symbol name -> position of the integer that has its value. results: what
-    each output is made of. hints: the sizes of the example. modules: bodies of higher-order ops.
+    each output is made of. hints: the sizes of the example. fakes: the fake tensors and symbolic
+    integers that stand for Dynamo's arguments. modules: bodies of higher-order ops.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Traced:
     device: torch.device
     autocast: bool
     hints: Mapping[str, int]
+    fakes: tuple[Any, ...] = field(default=(), repr=False)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def arguments(self, args: tuple[Any, ...]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -66,6 +68,14 @@ class Traced:
         ]  # fmt: skip
         places = self.params.items()
         return inputs, {name: args[p] if isinstance(p, int) else p for name, p in places}
+
+    def stand_ins(self) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """As `arguments`, of the fake tensors Dynamo made the graph with."""
+        mode = next(x.fake_mode for x in self.fakes if isinstance(x, FakeTensor))
+        with mode:
+            inputs, tensors = self.arguments(self.fakes)
+        known = (FakeTensor, nn.Parameter)
+        return inputs, {k: x if isinstance(x, known) else mode.from_tensor(x) for k, x in tensors.items()}
 
     def runner(
         self, run: Executable, original: Callable[..., Any], warn: Callable[[str], None]
@@ -161,7 +171,8 @@ class _Tracer:
             graph, tuple(place for _, place in inputs),
             {name: place for name, place in params.items() if name in used}, sizes, results,
             tuple(asserts), device, torch.is_autocast_enabled(device.type),
-            {name: hint(self.fakes[place]) for name, place in sizes.items()}, imported.modules,
+            {name: hint(self.fakes[place]) for name, place in sizes.items()}, tuple(self.fakes),
+            imported.modules,
         )  # fmt: skip
 
     def _device(self) -> torch.device:
