@@ -7,6 +7,7 @@ from typing import Any
 
 from ..ir.core import Value
 from ..ir.dims import Poly
+from ..ir.types import product as size_of
 from .adapters import adapter, cast, ops
 from .layout import expanded, permuted, reshaped
 
@@ -161,21 +162,37 @@ def weight_norm(*, v, g, dim, out):
 
 @adapter("scaled_dot_product_attention.default")
 def attention(*, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, out):
-    """q, k and v as [b, h, n, d]: missing axes are added, more are folded into the batch."""
-    if dropout_p or isinstance(query.shape[-1], Poly) or query.shape[-1] == 0:
+    """q, k and v as [b, h, n, d]: the axis before the tokens is that of heads, those before it batch.
+
+    Without an axis of heads there is one head. With dropout it stays opaque.
+    """
+    width = query.shape[-1]
+    if dropout_p or width == 0 or (scale is None and isinstance(width, Poly)):
         return None
-    parts = [query, key, value]
-    if any(x.rank < 2 for x in parts) or (enable_gqa and any(x.rank != 4 for x in parts)):
+    if any(x.rank < 2 for x in (query, key, value)) or value.dtype is not query.dtype:
         return None
-    if not enable_gqa:
-        lead = out[0].shape[:-2]
-        if any(x.shape[:-2] != lead for x in parts):
+    lead = out[0].shape[:-2]
+    apart = len(lead) > 1 or enable_gqa
+    batch = lead[:-1] if apart else lead
+    if (enable_gqa and not lead) or (apart and key.shape[:-2][-1:] != value.shape[:-2][-1:]):
+        return None  # groups of keys that are none of values
+
+    def folded(x: Value) -> Value:
+        x = reshaped(x, (*(1,) * (out[0].rank - x.rank), *x.shape))
+        if not apart:
+            x = reshaped(x, (*x.shape[:-2], 1, *x.shape[-2:]))
+        x = expanded(x, (*batch, *x.shape[-3:]))
+        return reshaped(x, (size_of(batch), *x.shape[-3:]))
+
+    parts = [folded(x) for x in (query, key, value)]
+    if not enable_gqa:  # heads broadcast: all of them, or one for all
+        heads = lead[-1] if apart else 1
+        parts[0] = expanded(parts[0], (parts[0].shape[0], heads, *parts[0].shape[2:]))
+        if parts[1].shape[1] not in (1, heads):
             return None
-        if len(lead) != 2:
-            if attn_mask is not None and attn_mask.rank > 2:
-                return None
-            parts = [reshaped(x, (1, -1, *x.shape[-2:])) for x in parts]
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if attn_mask is not None and attn_mask.rank > 2:
+        attn_mask = folded(attn_mask)
+    scale = width**-0.5 if scale is None else scale
     y = ops.attention(*parts, attn_mask, scale=scale, causal=is_causal)
     return reshaped(y, out[0].shape)
 

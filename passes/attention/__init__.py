@@ -13,16 +13,3 @@ from .recognise import Attention, examine
 from .simplify import simplified
 
 __all__ = ["Attention", "attention", "examine", "simplified", "softmaxes", "transposed"]
-
-PASSING = ("cast", "reshape")
-
-
-def raised(op, inputs, graph):
-    """Superseded by `examine`."""
-    x = inputs[0]
-    while x.op.name in PASSING:
-        x = x.op.args[0]
-    found = examine(x.op, graph)
-    if not isinstance(found, Attention):
-        return found
-    return found.value if found.kept is None else found.kept

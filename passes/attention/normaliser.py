@@ -37,6 +37,8 @@ def softmaxes(graph: Graph) -> Iterator[Op]:
     for op in graph.ops():
         if op.name == "opaque":
             found = CALLS.search(str(op.attrs["target"])) is not None
+        elif op.name == "exp":
+            found = _less_logsumexp(op) is not None
         else:
             found = op.name == "softmax" or (op.name in ("div", "mul") and _exponentials(op) is not None)
         if found:
@@ -49,7 +51,10 @@ def normaliser(op: Op, graph: Graph) -> Normaliser | No:
         return No(f"{op.attrs['target']} was imported as one opaque call", op.results[0])
     if op.name == "softmax":
         return _with_sink(op.args[0], op.results[0], op.attrs["dim"], graph)
-    parts = _exponentials(op)
+    log = _less_logsumexp(op) if op.name == "exp" else None
+    if log is not None:
+        return Normaliser(log[0], op.results[0], log[1])
+    parts = _exponentials(op) if op.name in ("div", "mul") else None
     if parts is None:
         return No("it is no softmax", op.results[0])
     return _spelled(*parts, op.results[0])
@@ -88,6 +93,19 @@ def _with_sink(x: Value, y: Value, dim: int, graph: Graph) -> Normaliser | No:
                 kept = No("its weights are used elsewhere too", y)
             return Normaliser(scores, user.results[0], dim, sink, kept)
     return No("a score is joined to those of the keys, and its weight is not dropped", y)
+
+
+def _less_logsumexp(op: Op) -> tuple[Value, int] | None:
+    """(x, dim) of exp(x - logsumexp(x)), however the power is spelled."""
+    (power,) = op.args
+    if power.op.name == "log_softmax":
+        return power.op.args[0], power.op.attrs["dim"]
+    if power.op.name != "sub" or power.op.args[1].op.name != "logsumexp":
+        return None
+    x, total = power.op.args
+    dims, keepdim = total.op.attrs["dim"], total.op.attrs["keepdim"]
+    alike = total.op.args[0] is x and len(dims) == 1 and keepdim
+    return (x, dims[0]) if alike else None
 
 
 def _exponentials(op: Op) -> tuple[Value, int, list[Value]] | None:

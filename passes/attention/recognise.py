@@ -9,12 +9,12 @@ from ...ir import Graph, IRError, No, Op, Value
 from ...ir.ops.attention import attention as attention_op
 from ...ir.ops.elementwise import cast, div, logical_and, mul, where
 from ...ir.ops.graph import const
-from ...ir.ops.shape import expand, reshape
+from ...ir.ops.shape import cat, expand, reshape
 from ...ir.types import DType
 from ..masks import AS_GOOD_AS_INFINITE, uniform
-from .axes import Atom, Axes, Labelled, aligned, arranged, behind, fresh, leaves, stripped
+from .axes import Atom, Axes, Axis, Labelled, aligned, arranged, behind, fresh, leaves, stripped
 from .normaliser import Normaliser, normaliser
-from .scores import Scores, scores
+from .scores import Scores, Term, scores
 from .simplify import simplified
 from .weights import Reached, reached
 
@@ -62,15 +62,14 @@ def examine(softmax: Op, graph: Graph) -> Attention | No:
 
 def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Attention | No:
     wanted = met.out.value.dtype
-    q, a = peeled(found.q, wanted)
-    k, b = peeled(found.k, wanted)
+    terms = [_peeled(term, wanted) for term in found.terms]
     v = unwidened(stripped(met.v), wanted)
     masks = [*found.added, *(keep for keep, _ in found.kept)]
     for each_mask in masks:
         stripped(each_mask)  # so that the atoms which it has apart are known apart
         if _reads(each_mask.value, found.product):
             return No("which keys count depends on the scores themselves (top-k)", each_mask.value)
-    chosen = grouped(frame, norm.dim, q, k, v, found)
+    chosen = grouped(frame, norm.dim, terms, v, found.rows)
     if isinstance(chosen, No):
         return chosen
     batch, heads, each, rows = chosen
@@ -81,8 +80,13 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
         return joined
     mask, empty = joined
     four = (0, 1, 2, 3)
-    q4 = arranged(q, (batch, all_heads, rows, found.width), four)
-    k4 = arranged(k, (batch, heads, key, found.width), four)
+    scale = terms[0].scale
+    queries = [arranged(t.q, (batch, all_heads, rows, t.width), four) for t in terms]
+    queries = [
+        x if t.scale == scale else mul(x, t.scale / scale) for x, t in zip(queries, terms, strict=True)
+    ]
+    keys = [arranged(t.k, (batch, heads, key, t.width), four) for t in terms]
+    q4, k4 = (parts[0] if len(parts) == 1 else cat(*parts, dim=3) for parts in (queries, keys))
     v4 = arranged(v, (batch, heads, key, met.width), four)
     for factor, multiplies in found.factors:
         by = arranged(stripped(factor), (batch, all_heads, rows, ()))
@@ -92,7 +96,6 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
         return sink
     widest = max((x.dtype for x in (q4, k4, v4)), key=lambda dtype: dtype.bits)
     q4, k4, v4 = (_as(x, widest) for x in (q4, k4, v4))
-    scale = found.scale * a * b
     attrs = {"scale": scale, "softcap": found.softcap, "causal": False, "empty": empty}
     value = attention_op(q4, k4, v4, mask, sink, **attrs)
     value = simplified(value.op) or value
@@ -102,6 +105,12 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
 
 def _as(x: Value, dtype: DType) -> Value:
     return x if x.dtype is dtype else cast(x, dtype=dtype)
+
+
+def _peeled(term: Term, dtype: DType) -> Term:
+    q, a = peeled(term.q, dtype)
+    k, b = peeled(term.k, dtype)
+    return Term(q, k, term.width, term.scale * a * b)
 
 
 def peeled(x: Labelled, dtype: DType) -> tuple[Labelled, float]:
@@ -131,16 +140,17 @@ def unwidened(x: Labelled, dtype: DType) -> Labelled:
 
 
 def grouped(
-    frame: Axes, dim: int, q: Labelled, k: Labelled, v: Labelled, found: Scores
+    frame: Axes, dim: int, terms: Sequence[Term], v: Labelled, queries: Axis
 ) -> tuple[list[Atom], list[Atom], list[Atom], list[Atom]] | No:
     """The atoms of the scores other than the keys: batch, key heads, query heads to each, queries.
 
     Keys and values vary along the key heads and not along the query heads to each. Which atoms are
     called batch and which heads changes no result: the axis before the queries is that of the heads.
     """
-    vary = {*k.atoms, *v.atoms}
-    free = [atom for atom in leaves(found.rows) if atom not in vary]
-    if not free and leaves(found.rows):
+    q = terms[0].q
+    vary = {*v.atoms, *(atom for term in terms for atom in term.k.atoms)}
+    free = [atom for atom in leaves(queries) if atom not in vary]
+    if not free and leaves(queries):
         return No("the values differ from query to query", v.value)
     others = [leaves(axis) if i != dim else [] for i, axis in enumerate(frame)]
     rows: list[Atom] = []

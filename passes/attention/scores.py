@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...ir import No, Value
+from ...ir.core import build
 from ...ir.ops.elementwise import logical_not, mul, neg, where
 from ..masks import uniform
 from .axes import Atom, Axis, Labelled, aligned, behind, fresh, leaves
@@ -14,22 +15,28 @@ LOW_ENOUGH = -1e4
 """A score replaced by this, or by less, leaves no weight beside a key that is kept."""
 
 
+@dataclass(frozen=True)
+class Term:
+    """scale * q k^T: one product of queries and keys; width: the atoms that it sums over."""
+
+    q: Labelled
+    k: Labelled
+    width: Axis
+    scale: float = 1.0
+
+
 @dataclass
 class Scores:
-    """softmax's operand taken apart: cap(scale * q k^T * factors), then kept and added.
+    """softmax's operand taken apart: cap(sum of terms * factors), then kept and added.
 
-    q, k: the operands of `product`; rows: the atoms of its axis of queries; width: those that both
-    products sum over. factors: tensors that do not vary over the keys, with whether
-    they multiply. softcap: c of c * tanh(x / c). added: additive masks. kept: (condition, what a
-    score becomes where it does not hold).
+    product: that of the first term; rows: the atoms of its axis of queries. factors: tensors that do
+    not vary over the keys, with whether they multiply. softcap: c of c * tanh(x / c). added: additive
+    masks. kept: (condition, what a score becomes where it does not hold).
     """
 
     product: Value
-    q: Labelled
-    k: Labelled
     rows: Axis
-    width: Axis
-    scale: float = 1.0
+    terms: list[Term]
     softcap: float | None = None
     factors: list[tuple[Labelled, bool]] = field(default_factory=list)
     added: list[Labelled] = field(default_factory=list)
@@ -74,9 +81,9 @@ def _product(x: Labelled, key: Atom) -> Scores | No:
     left = Labelled(a, (*aligned(a, (*batch, rows, width)).axes[:-2], rows, width))
     right = Labelled(b, (*aligned(b, (*batch, width, columns)).axes[:-2], width, columns))
     if here and here <= set(leaves(columns)):
-        return Scores(x.value, left, right, rows, width)
+        return Scores(x.value, rows, [Term(left, right, width)])
     if here and here <= set(leaves(rows)):
-        return Scores(x.value, right, left, columns, width)
+        return Scores(x.value, columns, [Term(right, left, width)])
     return No("the softmax is not over an axis of the product of queries and keys", x.value)
 
 
@@ -114,7 +121,7 @@ def _scaled(x: Labelled, key: Atom) -> Scores | No:
     by = 1 / number if divides else float(number)
     if found.kept and by <= 0:
         return No(f"masked scores are -inf before a scale of {by:g}", x.value)
-    found.scale *= by
+    found.terms = [replace(term, scale=term.scale * by) for term in found.terms]
     if found.softcap is not None:
         found.softcap *= by
     found.added = [Labelled(_times(mask.value, by), mask.axes) for mask in found.added]
@@ -123,6 +130,12 @@ def _scaled(x: Labelled, key: Atom) -> Scores | No:
 
 
 def _times(mask: Value, by: float) -> Value:
+    """A mask times a number, in the form in which masks are proved."""
+    if mask.op.name in ("expand", "reshape", "permute", "cast") and mask.op.args[0].dtype.is_float:
+        return build(mask.op.defn, (_times(mask.op.args[0], by),), mask.op.attrs).results[0]
+    number = uniform(mask.op.args[1]) if mask.op.name == "mul" else None
+    if number is not None:
+        return mul(mask.op.args[0], number * by)
     if mask.op.name == "where":
         condition, a, b = mask.op.args
         numbers = uniform(a), uniform(b)
@@ -138,8 +151,23 @@ def _added(x: Labelled, key: Atom) -> Scores | No:
         return found
     if other.dtype.kind == "b":
         return No("a bool is added to the scores", other)
-    found.added.append(aligned(other, x.axes))
+    if not _joined(found, other, x, key):
+        found.added.append(aligned(other, x.axes))
     return found
+
+
+def _joined(found: Scores, other: Value, x: Labelled, key: Atom) -> bool:
+    """Whether what is added is a product too: q k^T + p r^T is [q, p] [k, r]^T."""
+    if other.shape != x.value.shape or _distance(other) > _NEAR:
+        return False
+    more = scores(aligned(other, x.axes), key)
+    if isinstance(more, No) or more.masked or more.factors or more.softcap is not None:
+        return False
+    alike = all(set(leaves(found.rows)) <= set(term.q.atoms) for term in more.terms)
+    if not alike or found.kept or found.factors or found.softcap is not None:
+        return False
+    found.terms += more.terms
+    return True
 
 
 def _less(x: Labelled, key: Atom) -> Scores | No:
@@ -150,7 +178,7 @@ def _less(x: Labelled, key: Atom) -> Scores | No:
         return found
     off = aligned(other, x.axes)
     if not is_maximum(off, Labelled(this, aligned(this, x.axes).axes), key):
-        found.added.append(Labelled(neg(other), off.axes))
+        found.added.append(Labelled(_times(other, -1.0) if other.dtype.is_float else neg(other), off.axes))
     return found
 
 
@@ -204,6 +232,7 @@ def _told_apart(x: Value) -> tuple[Value, Value]:
 
 
 _FAR = 1000
+_NEAR = 8
 _STEPPED = frozenset({*_STEPS, "permute", "reshape", "expand"}) - {"matmul"}
 
 
