@@ -38,7 +38,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
     process: subprocess.Popen[str] | None = None
 
     def run(self, case: Case) -> Result:
-        """The result of a case; never raises for what the case does."""
+        """The result of a case, whatever it does. Raises RuntimeError where no case can be run."""
         if self.process is None or self.process.poll() is not None:
             package = __name__.rpartition(".")[0]
             root = Path(__file__).parents[len(package.split("."))]
@@ -47,16 +47,19 @@ class Server(contextlib.AbstractContextManager["Server"]):
                 text=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         process: Any = self.process
-        process.stdin.write(f"{case.id}\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{case.id}\n")
+            process.stdin.flush()
         line = process.stdout.readline()
-        if line:
-            return Result.from_json(line)
-        return ended(case.id, "the server of processes ended")
+        if not line:
+            raise RuntimeError(f"subquad or the zoo cannot be loaded: {__name__} ended, its reason is above")
+        return Result.from_json(line)
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
-            self.process.communicate()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()  # type: ignore[union-attr]
+            self.process.wait()
 
 
 def ended(id: str, reason: str) -> Result:
@@ -74,13 +77,13 @@ def serve() -> None:
     from .run import run
 
     answers = os.fdopen(os.dup(1), "w")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # what models print while they are traced
-    os.dup2(nowhere, 2)
     known = cases()
     torch.set_num_threads(1)
     shapes = ({0: "b"},)
     subquad.optimize(torch.nn.Linear(4, 4).eval(), (torch.ones(2, 4),), dynamic_shapes=shapes)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # what models print while they are traced
+    os.dup2(nowhere, 2)
     gc.freeze()  # or the first collection of every child would copy what they all share
     for line in sys.stdin:
         id = line.strip()
