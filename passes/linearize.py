@@ -95,14 +95,16 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: 
     if q is None or k is None or v is None:
         return No("an operand is missing", op.results[0])
     new = OPS["attention"](*inputs, **op.attrs).op
-    mask = site_mask(new)
-    causal = "causal" in mask.kind
-    refusal = recipe.refusal(mask.kind, causal, q.shape[2] == k.shape[2], mask.reason)
+    mask, sink, softcap = site_mask(new), (*new.inputs, None, None)[4], op.attrs["softcap"]
+    does = {"softcap": softcap is not None, "sink": sink is not None, "offset": mask.offset != 0}
+    square, which = q.shape[2] == k.shape[2], [name for name in does if does[name]]
+    refusal = recipe.refusal(mask.kind, mask.causal, square, mask.reason, which)
     if refusal is not None:
         return No(refusal, op.results[0])
     try:
         tokens = projected(q, k, v) if "tokens" in recipe.needs else None
-        site = Mixing(op.attrs["scale"], causal, mask.padding, tokens=tokens, **where)
+        proved = dict(mask=mask, softcap=softcap, sink=sink)
+        site = Mixing(op.attrs["scale"], mask.causal, mask.padding, tokens=tokens, **proved, **where)
         result = recipe(q, k, v, site)
     except (RecipeError, IRError) as error:
         return No(f"{recipe} does not fit: {error}", op.results[0])
@@ -114,17 +116,17 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: 
 def compare_costs(op: Op, recipe: Recipe, mask: Mask | None = None) -> tuple[Cost, Cost] | No:
     """The cost of an `attention` op as it is and under a recipe, symbolic in the dims."""
     mask = mask or site_mask(op)
+    if not mask.parts <= {"causal", "window", "padding"}:
+        refusal = recipe.refusal(mask.kind, mask.causal, True, mask.reason)
+        return No(refusal or f"the cost of {recipe} at a {mask.kind} mask is not known", op.results[0])
     with building():
-        types = [value.type for value in op.inputs[:3] if value is not None]
-        b, m = types[1].shape[0], types[1].shape[2]
-        if mask.padding is not None:
-            types.append(TensorType(bool_, (b, 1, 1, m)))
-        names = ("q", "k", "v", "mask")
-        inputs = [OPS["input"](name=n, type=t) for n, t in zip(names, types, strict=False)]
-        attrs = {**op.attrs, "causal": "causal" in mask.kind}
-        new = OPS["attention"](*inputs, **attrs).op
-        if mask.kind == "dense":
-            return No(recipe.refusal("dense", False, True, mask.reason) or "", op.results[0])
+        q, k, v, _, sink = (None if x is None else x.type for x in (*op.inputs, None, None)[:5])
+        padding = None if mask.padding is None else TensorType(bool_, (k.shape[0], 1, 1, k.shape[2]))  # type: ignore[union-attr]
+        types = {"q": q, "k": k, "v": v, "mask": padding, "sink": sink}
+        given = {name: None if t is None else OPS["input"](name=name, type=t) for name, t in types.items()}
+        attrs = {**op.attrs, "causal": mask.causal, "offset": mask.offset, "window": mask.window}
+        new = OPS["attention"](*given.values(), **attrs).op
+        inputs = [x for x in given.values() if x is not None]
         result = substitute(new, new.inputs, recipe)
         if isinstance(result, No):
             return result

@@ -258,7 +258,8 @@ def _row_step(x: Value) -> tuple[Value | None, Value | None, bool]:
 
 
 def _is_causal(condition: Value) -> bool:
-    return condition.rank >= 2 and condition.rank <= 4 and classify(condition).kind == "causal"
+    found = classify(condition) if 2 <= condition.rank <= 4 else None
+    return found is not None and found.kind == "causal" and found.offset == 0
 
 
 def _is_causal_factor(x: Value) -> bool:

@@ -550,7 +550,7 @@ SPELLINGS = {
             q, k, v,
             where(logical_and(band(N, N, causal=True), reshape(keep, shape=(B, 1, 1, N))), 0.0, LOW)),
         (HEADS, HEADS, HEADS, TensorType(bool_, (B, N))),
-        ("causal+padding", False, 4),
+        ("causal+padding", True, 4),
     ),
     "old BERT": (
         lambda q, k, v, keep: eager(
@@ -567,7 +567,7 @@ SPELLINGS = {
     "biased": (
         lambda q, k, v, bias: eager(q, k, v, bias),
         (HEADS, HEADS, HEADS, (1, 4, N, N)),
-        ("dense", False, 4),
+        ("bias", False, 4),
     ),
 }  # fmt: skip
 
@@ -605,7 +605,7 @@ def test_swin_bias_and_cross_lengths():
     shapes = ((B, 4, N, 8), (B, 4, M, 8), (B, 4, M, 6), (4, N, M))
     after = run(build(lambda q, k, v, bias: eager(q, k, v, bias), *shapes))
     (site,) = find_sites(after)
-    assert (site.q_len, site.k_len, site.mask) == (N, M, "dense") and "proved" in site.reason
+    assert (site.q_len, site.k_len, site.mask) == (N, M, "bias") and "proved" in site.reason
 
 
 REFUSED = {
@@ -641,30 +641,27 @@ def test_what_is_no_attention_stays(case):
 
 
 MASKS = {
-    "one key later": (lambda i, j: le(j, i + 1), "not j <= i"),
-    "own key masked": (lambda i, j: OPS["lt"](j, i), "not j <= i"),
-    "the future": (lambda i, j: le(i, j), "window|not j <= i"),
-    "sliding window": (
-        lambda i, j: logical_and(le(j, i), OPS["lt"](i, j + 4)),
-        "window of past keys",
-    ),
-    "every second key": (lambda i, j: le(j * 2, i), "depends on the query|not j <= i"),
-    "a block": (lambda i, j: OPS["eq"](i, j), "depends on the query"),
-}
+    "one key later": (lambda i, j: le(j, i + 1), "causal", {"offset": 1}),
+    "own key masked": (lambda i, j: OPS["lt"](j, i), "causal", {"offset": -1, "empty": "zero"}),
+    "the future": (lambda i, j: le(i, j), "dense", {"causal": False}),
+    "past keys": (lambda i, j: logical_and(le(j, i), OPS["lt"](i, j + 4)), "causal+window", {"window": 4}),
+    "every second key": (lambda i, j: le(j * 2, i), "dense", {"causal": False}),
+    "itself only": (lambda i, j: OPS["eq"](i, j), "causal+window", {"window": 1}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MASKS)
 def test_masks_that_only_look_causal(case):
-    """Off by one, flipped, windowed: dense, with a reason, and never `causal=True`."""
-    function, reason = MASKS[case]
+    """Off by one, flipped, windowed: what they are, by the attributes of `attention`, or dense."""
+    function, kind, attrs = MASKS[case]
 
     def masked(q, k, v):
         i = reshape(arange(end=N, dtype=i64), shape=(N, 1))
         return attention_op(q, k, v, function(i, arange(end=N, dtype=i64)), scale=1.0)
 
     (site,) = find_sites(run(build(masked, HEADS, HEADS, HEADS)))
-    assert site.mask == "dense" and not site.op.attrs["causal"]
-    assert any(words in site.reason for words in reason.split("|")), site.reason
+    assert site.mask == kind and attrs.items() <= dict(site.op.attrs).items()
+    assert (len(site.op.inputs) == 4) == (kind == "dense") == bool(site.reason)
 
 
 def test_masks_are_proved_through_index_arithmetic():

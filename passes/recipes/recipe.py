@@ -24,11 +24,18 @@ from typing import Any
 
 from ...ir import OPS, Dim, Graph, IRError, RecipeError, Value
 from ...ir.ops.elementwise import where
-from ..masks import over_keys
+from ..masks import Mask, over_keys
 from ..options import Option, Reader, options_of, suggest
 
 ALL = frozenset({"none", "causal", "padding", "causal+padding"})
-"""Every mask that can be proved."""
+"""The masks that a sum over keys, running or not, can honour."""
+
+HONOURED = {
+    "softcap": "caps its scores by a tanh",
+    "sink": "has a sink that takes a share of every row",
+    "offset": "counts its queries from another position than its keys",
+}
+"""What else an attention may do that a recipe must say it honours, and how that is said."""
 
 KINDS = ("exact", "approximate", "needs training")
 
@@ -39,15 +46,20 @@ NEEDS = {
 """What a recipe may need of a site, and how its absence is said."""
 
 
+OPEN = Mask("none")
+"""The mask that keeps every key."""
+
+
 @dataclass(frozen=True)
 class Mixing:
     """How an attention mixes tokens, and what is known of where it stands.
 
-    scale: of the scores. causal: only keys j <= i. padding: bool [b or 1, 1, 1, m], True for keys
-    that count, or None. name: what names of its learned weights start with. index: which attention of
-    the model it is, from 0, of `count`. tokens: x [b, n, c] that q, k and v are projected from, or None.
-    grid: the sizes of the token grid, (H, W) or (T, H, W), or (); `before`: how many class and register
-    tokens stand before the grid.
+    scale: of the scores. causal: only keys j <= i (+ mask.offset, where that is honoured). padding: bool
+    [b or 1, 1, 1, m], True for keys that count, or None. name: what names of its learned weights start
+    with. index: which attention of the model it is, from 0, of `count`. tokens: x [b, n, c] that q, k and
+    v are projected from, or None. grid: the sizes of the token grid, (H, W) or (T, H, W), or (); `before`:
+    how many class and register tokens stand before the grid. mask: all that was proved of it. softcap,
+    sink: as of `attention`.
     """
 
     scale: float
@@ -59,6 +71,9 @@ class Mixing:
     tokens: Value | None = None
     grid: tuple[Dim, ...] = ()
     before: int = 0
+    mask: Mask = OPEN
+    softcap: float | None = None
+    sink: Value | None = None
 
     def learn(self, name: str, init: Value) -> Value:
         """A new weight of the model that starts as `init`, which reads no input of the graph."""
@@ -83,7 +98,8 @@ class Recipe:
 
     kind: "exact", "approximate" (usable as it is, at a measured damage) or "needs training".
     masks: the masks it honours. square: whether it needs as many queries as keys. needs: what of a
-    site it cannot do without: "grid", "tokens". learns: the weights it adds, and what they start from.
+    site it cannot do without: "grid", "tokens". honours: which of `HONOURED` it takes into account.
+    learns: the weights it adds, and what they start from.
     """
 
     name: str
@@ -93,6 +109,7 @@ class Recipe:
     masks: frozenset[str]
     square: bool = False
     needs: frozenset[str] = frozenset()
+    honours: frozenset[str] = frozenset()
     learns: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Option] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -120,11 +137,19 @@ class Recipe:
                 del given[name]
         return dataclasses.replace(self, given=MappingProxyType(given))
 
-    def refusal(self, kind: str, causal: bool, square: bool, reason: str) -> str | None:
-        """Why it cannot stand in for an attention with this mask and these lengths, or None."""
+    def refusal(
+        self, kind: str, causal: bool, square: bool, reason: str, does: Iterable[str] = ()
+    ) -> str | None:
+        """Why it cannot stand in for an attention with this mask and these lengths, or None.
+
+        square: as many queries as keys. does: which of `HONOURED` the attention does.
+        """
         if kind not in self.masks:
             why = f" ({reason})" if reason else ""
             return f"{self.name} honours {', '.join(sorted(self.masks))}; this mask is {kind}{why}"
+        for name in does:
+            if name not in self.honours:
+                return f"{self.name} honours no {name}, and this attention {HONOURED[name]}"
         if not square and (causal or self.square):
             need = "a causal recipe" if causal else self.name
             return f"{need} needs as many queries as keys, and that is not proved here"
@@ -152,6 +177,7 @@ def recipe(
     masks: Iterable[str],
     square: bool = False,
     needs: Iterable[str] = (),
+    honours: Iterable[str] = (),
     learns: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Callable[..., Value]], Recipe]:
     """Make a recipe of a function `(q, k, v, site, *, options) -> value` and register it."""
@@ -160,15 +186,17 @@ def recipe(
         name = function.__name__
         if name in RECIPES:
             raise RecipeError(f"recipe {name!r} is declared twice")
-        if kind not in KINDS or not set(masks) <= ALL or not set(needs) <= NEEDS.keys():
+        known = set(masks) <= ALL and set(needs) <= NEEDS.keys() and set(honours) <= HONOURED.keys()
+        if kind not in KINDS or not known:
             raise RecipeError(
-                f"recipe {name!r}: kind is one of {KINDS}, masks of {sorted(ALL)}, needs of {sorted(NEEDS)}"
+                f"recipe {name!r}: kind is one of {KINDS}, masks of {sorted(ALL)}, needs of {sorted(NEEDS)}, "
+                f"honours of {sorted(HONOURED)}"
             )
         doc = (function.__doc__ or "").strip()
         options = options_of(function)
         found = Recipe(
-            name, function, paper, kind, frozenset(masks), square, frozenset(needs), dict(learns),
-            options, {}, doc,
+            name, function, paper, kind, frozenset(masks), square, frozenset(needs),
+            frozenset(honours), dict(learns), options, {}, doc,
         )  # fmt: skip
         RECIPES[name] = found
         return found
