@@ -60,17 +60,18 @@ def build(model_type: str, attention: str | None = None, **given: Any) -> tuple[
 second = partial(tokens, 3, 17, (0, 5, 1))
 AXES = {0: Dim.AUTO, 1: Dim.AUTO}  # torch finds the ranges; what it fixes, the second call meets
 OPEN = {"input_ids": AXES, "attention_mask": AXES}
+NAMED = dict.fromkeys(OPEN, {0: "b", 1: Dim("n", max=128)})
 
-FAST = {"llama-eager", "llama-sdpa", "mistral-eager", "gemma2-sdpa", "bloom-eager", "mixtral"}
+FAST = {"llama-eager", "llama-sdpa", "mistral-eager", "gemma2-eager", "bloom-eager", "mixtral"}
 
 
-def _register(name: str, *model_type: Any, **given: Any) -> None:
+def _register(name: str, axes: Any, *model_type: Any, **given: Any) -> None:
     build_it = partial(build, *model_type, **given)
-    case(name, "causal-lm", second=second, dynamic_shapes=OPEN, fast=name in FAST)(build_it)
+    case(name, "causal-lm", second=second, dynamic_shapes=axes, fast=name in FAST)(build_it)
 
 
 for _type in _names():
-    _register(_type, _type)
+    _register(_type, OPEN, _type)
 
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", dict(num_key_value_heads=2)),
@@ -88,8 +89,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Families that other compilers are measured by: model type, and fields of the config."""
 
 for _name, (_type, _fields) in PEERS.items():
-    for _attention in ("eager", "sdpa"):
-        _register(f"{_name}-{_attention}", _type, _attention, **_fields)
+    for _attention in ("eager", "sdpa")[: 1 if _type in ("gemma2", "bloom") else 2]:  # these refuse SDPA
+        _register(f"{_name}-{_attention}", NAMED, _type, _attention, **_fields)
 
 
 @case("llama-unpadded", "causal-lm", second=lambda: {"input_ids": second()["input_ids"]},

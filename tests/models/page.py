@@ -51,8 +51,10 @@ def peers(rows: Mapping[str, Row]) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    if row is None or row.status != "equal":
-        return "-" if row is None else row.status
+    if row is None:
+        return "the class refuses SDPA"
+    if row.status != "equal":
+        return row.status
     found, _, ran = row.sites
     return f"{found} of {ran}: {re.sub(r' [0-9]+', '', row.masks)}"
 
