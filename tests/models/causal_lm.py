@@ -60,7 +60,8 @@ def build(model_type: str, attention: str | None = None, **given: Any) -> tuple[
 second = partial(tokens, 3, 17, (0, 5, 1))
 AXES = {0: Dim.AUTO, 1: Dim.AUTO}  # torch finds the ranges; what it fixes, the second call meets
 OPEN = {"input_ids": AXES, "attention_mask": AXES}
-NAMED = dict.fromkeys(OPEN, {0: "b", 1: Dim("n", max=128)})
+SIZES = {0: "b", 1: Dim("n", max=128)}  # as a user would name them
+NAMED = {"input_ids": SIZES, "attention_mask": SIZES}
 
 FAST = {"llama-eager", "llama-sdpa", "mistral-eager", "gemma2-eager", "bloom-eager", "mixtral"}
 
