@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from ..ir import CaptureError
 from .containers import UNKNOWN, register_containers, registering_outputs
 from .decisions import Decided, decisions
-from .source import raised_at
+from .source import raised_at, whole_traces
 from .untouched import unchanged
 
 
@@ -61,7 +61,7 @@ def export(
     shapes = normalise_shapes(model, args, kwargs, dynamic_shapes)
 
     def attempt(strict: bool) -> Exported:
-        with quiet(), unchanged(model), decisions(not strict) as decided:
+        with quiet(), unchanged(model), whole_traces(), decisions(not strict) as decided:
             program = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes, strict=strict,
             )  # fmt: skip
