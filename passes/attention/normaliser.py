@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...ir import Graph, No, Op, Value
 from ..masks import uniform
 from .axes import Labelled, aligned, fresh
+from .call import is_call
 from .scores import has_product, is_maximum
-
-CALLS = re.compile(r"scaled_dot_product|multi_head_attention|flex_attention|flash_attn|flash_attention")
-"""Targets of opaque ops that compute attention by themselves."""
 
 SAFE = 80.0
 """exp of this is finite in f32 and bf16, and so is a sum of many."""
@@ -35,20 +32,17 @@ class Normaliser:
 def softmaxes(graph: Graph) -> Iterator[Op]:
     """Every op that makes weights of scores: softmax, exp over its sum, opaque calls of attention."""
     for op in graph.ops():
-        if op.name == "opaque":
-            found = CALLS.search(str(op.attrs["target"])) is not None
-        elif op.name == "exp":
+        if op.name == "exp":
             found = _less_logsumexp(op) is not None
         else:
-            found = op.name == "softmax" or (op.name in ("div", "mul") and _exponentials(op) is not None)
+            found = op.name == "softmax" or is_call(op)
+            found |= op.name in ("div", "mul") and _exponentials(op) is not None
         if found:
             yield op
 
 
 def normaliser(op: Op, graph: Graph) -> Normaliser | No:
     """What an op of `softmaxes` normalises."""
-    if op.name == "opaque":
-        return No(f"{op.attrs['target']} was imported as one opaque call", op.results[0])
     if op.name == "softmax":
         return _with_sink(op.args[0], op.results[0], op.attrs["dim"], graph)
     log = _less_logsumexp(op) if op.name == "exp" else None

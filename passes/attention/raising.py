@@ -6,7 +6,7 @@ from ...ir import Graph, IRError, No, Op, Value
 from ...ir.core import Builder, building, rebuild
 from ...ir.rewrite import current_journal
 from ..pipeline import pass_
-from .normaliser import CALLS, softmaxes
+from .normaliser import softmaxes
 from .recognise import examine
 from .simplify import simplified
 
@@ -29,7 +29,7 @@ def attention(graph: Graph) -> Graph:
                 if result is not None:
                     record.record("simplify_attention", op, result)
                     chosen[op.results[0]] = result
-            elif op in starts and not (op.name == "opaque" and CALLS.search(op.attrs["target"])):
+            elif op in starts:
                 found = examine(op, graph)
                 if isinstance(found, No):
                     record.record("raise_attention", op, found)

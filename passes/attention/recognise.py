@@ -13,6 +13,7 @@ from ...ir.ops.shape import cat, expand, reshape
 from ...ir.types import DType
 from ..masks import AS_GOOD_AS_INFINITE, uniform
 from .axes import Atom, Axes, Axis, Labelled, aligned, arranged, behind, fresh, leaves, stripped
+from .call import called, is_call
 from .normaliser import Normaliser, normaliser
 from .scores import Scores, Term, scores
 from .simplify import simplified
@@ -36,6 +37,9 @@ class Attention:
 
 def examine(softmax: Op, graph: Graph) -> Attention | No:
     """What an op of `softmaxes(graph)` is: attention, or the first precondition that fails."""
+    if is_call(softmax):
+        call = called(softmax)
+        return call if isinstance(call, No) else Attention(call[0], call[0], softmax.results[0], call[1])
     norm = normaliser(softmax, graph)
     if isinstance(norm, No):
         return norm
@@ -44,7 +48,7 @@ def examine(softmax: Op, graph: Graph) -> Attention | No:
     if not frame[norm.dim]:
         return No("it has one key only: its weights are all 1", norm.y)
     (key,) = frame[norm.dim]
-    met = reached(weights, key, norm.dim, graph)
+    met = reached(weights, frame, norm.dim, graph)
     if met is None:
         names = sorted({user.name for user in graph.uses(norm.y)})
         readers = ", ".join(names) or "it is an output"
@@ -82,10 +86,14 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
     four = (0, 1, 2, 3)
     scale = terms[0].scale
     queries = [arranged(t.q, (batch, all_heads, rows, t.width), four) for t in terms]
+    if found.factors or len(terms) > 1:  # what follows was done on the product, perhaps a wider one
+        wide = max(found.product.dtype, wanted, key=lambda dtype: dtype.bits)
+        queries = [_as(x, wide) if wide.bits > x.dtype.bits else x for x in queries]
     queries = [
         x if t.scale == scale else mul(x, t.scale / scale) for x, t in zip(queries, terms, strict=True)
     ]
     keys = [arranged(t.k, (batch, heads, key, t.width), four) for t in terms]
+    keys = [_as(x, queries[0].dtype) for x in keys] if len(terms) > 1 else keys
     q4, k4 = (parts[0] if len(parts) == 1 else cat(*parts, dim=3) for parts in (queries, keys))
     v4 = arranged(v, (batch, heads, key, met.width), four)
     for factor, multiplies in found.factors:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from ...ir import No, Value
 from ...ir.core import build
+from ...ir.ops.activation import as_dtype
 from ...ir.ops.elementwise import logical_not, mul, neg, where
+from ...ir.types import f32
 from ..masks import uniform
 from .axes import Atom, Axis, Labelled, aligned, behind, fresh, leaves
 
@@ -124,7 +126,8 @@ def _scaled(x: Labelled, key: Atom) -> Scores | No:
     found.terms = [replace(term, scale=term.scale * by) for term in found.terms]
     if found.softcap is not None:
         found.softcap *= by
-    found.added = [Labelled(_times(mask.value, by), mask.axes) for mask in found.added]
+    wide = max(f32, this.dtype, key=lambda dtype: dtype.bits)  # a narrow mask was widened, then scaled
+    found.added = [Labelled(_times(as_dtype(mask.value, wide), by), mask.axes) for mask in found.added]
     found.kept = [(keep, low * by) for keep, low in found.kept]
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...ir import Graph, No, Op, Value
 from ...ir.ops.elementwise import logical_not
 from ..masks import uniform
-from .axes import Atom, Axis, Labelled, ahead, aligned, fresh, leaves
+from .axes import Axes, Axis, Labelled, ahead, aligned, fresh, leaves
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Reached:
     cleaned: bool = False
 
 
-def reached(x: Labelled, key: Atom, dim: int, graph: Graph) -> Reached | No | None:
+def reached(x: Labelled, frame: Axes, dim: int, graph: Graph) -> Reached | No | None:
     """The product that reads the weights x of a softmax over axis `dim`, or what is in the way.
 
     None where nothing that could lead to one reads them.
@@ -34,11 +34,12 @@ def reached(x: Labelled, key: Atom, dim: int, graph: Graph) -> Reached | No | No
     users = list(dict.fromkeys(graph.uses(x.value)))
     best: Reached | No | None = None
     for user in users:
-        found = _step(x, user, key, dim, graph)
+        found = _step(x, user, frame, dim, graph)
         if isinstance(found, Reached):
             best = found
             break
-        best = found if best is None else best
+        if best is None or (isinstance(found, No) and user.name in _WHY_NOT):
+            best = found
     if isinstance(best, Reached) and best.kept is None:
         shown = any(x.value is out for out in (*graph.outputs, *graph.updates.values()))
         if shown or len(users) > 1:
@@ -46,29 +47,33 @@ def reached(x: Labelled, key: Atom, dim: int, graph: Graph) -> Reached | No | No
     return best
 
 
-def _step(x: Labelled, user: Op, key: Atom, dim: int, graph: Graph) -> Reached | No | None:
+def _step(x: Labelled, user: Op, frame: Axes, dim: int, graph: Graph) -> Reached | No | None:
     result = user.results[0]
     if user.name == "matmul":
-        return _product(x, user, key, dim)
+        return _product(x, user, frame, dim)
     if user.name == "cast" and result.dtype.is_float:
-        return reached(Labelled(result, x.axes), key, dim, graph)
+        return reached(Labelled(result, x.axes), frame, dim, graph)
     if user.name in ("permute", "reshape"):
         view = ahead(x, result)
         if view is None:
             return No("the weights are reshaped across queries, keys and heads", result)
-        return reached(view, key, dim, graph)
+        return reached(view, frame, dim, graph)
     if (p := _dropped(user)) is not None:
-        found = reached(Labelled(result, x.axes), key, dim, graph)
+        found = reached(Labelled(result, x.axes), frame, dim, graph)
         if isinstance(found, Reached):
             found.kept = No(f"dropout of {p:g} on its weights: call model.eval()", result)
         return found
     if user.name == "nan_to_num" and user.attrs.get("nan") in (0, 0.0, None):
-        found = reached(Labelled(result, x.axes), key, dim, graph)
+        found = reached(Labelled(result, x.axes), frame, dim, graph)
         if isinstance(found, Reached):
             found.cleaned = True
         return found
     if user.name == "where" and x.value in user.inputs[1:]:
-        return _zeroed(x, user, key, dim, graph)
+        return _zeroed(x, user, frame, dim, graph)
+    if user.name == "mul" and uniform(user.args[1]) is not None:
+        found = reached(Labelled(result, x.axes), frame, dim, graph)
+        if found is None or isinstance(found, No):
+            return found
     if user.name in _MEETS_NO_VALUES or not _leads_to_product(result, graph):
         return None
     words = _WHY_NOT.get(user.name, f"go through {user.name} before they meet the values")
@@ -109,7 +114,7 @@ def _leads_to_product(x: Value, graph: Graph) -> bool:
     return False
 
 
-def _zeroed(x: Labelled, user: Op, key: Atom, dim: int, graph: Graph) -> Reached | No | None:
+def _zeroed(x: Labelled, user: Op, frame: Axes, dim: int, graph: Graph) -> Reached | No | None:
     condition, a, b = user.args
     if uniform(a) == 0 and b is x.value:
         condition = logical_not(condition)
@@ -117,7 +122,7 @@ def _zeroed(x: Labelled, user: Op, key: Atom, dim: int, graph: Graph) -> Reached
         return No("its weights are replaced after the softmax", user.results[0])
     if user.results[0].shape != x.value.shape:
         return No("its weights are repeated after the softmax", user.results[0])
-    found = reached(Labelled(user.results[0], x.axes), key, dim, graph)
+    found = reached(Labelled(user.results[0], x.axes), frame, dim, graph)
     if isinstance(found, Reached):
         if found.zeroed is not None:
             return No("its weights are masked twice after the softmax", user.results[0])
@@ -125,15 +130,15 @@ def _zeroed(x: Labelled, user: Op, key: Atom, dim: int, graph: Graph) -> Reached
     return found
 
 
-def _product(x: Labelled, user: Op, key: Atom, dim: int) -> Reached | No | None:
+def _product(x: Labelled, user: Op, frame: Axes, dim: int) -> Reached | No | None:
     left = user.inputs[0] is x.value
     values = user.args[1 if left else 0]
     if values is x.value:
         return No("its weights are multiplied by themselves", user.results[0])
     *batch, rows, columns = x.axes
     inner, kept = (columns, rows) if left else (rows, columns)
-    if leaves(inner) != leaves([key]):
-        return No(_other_axis(x, inner, dim), user.results[0])
+    if leaves(inner) != leaves(frame[dim]):
+        return No(_other_axis(inner, frame, dim), user.results[0])
     out = user.results[0]
     lead = out.rank - 2
     width = fresh((values.shape[-1 if left else -2],))[0]
@@ -150,8 +155,8 @@ def _product(x: Labelled, user: Op, key: Atom, dim: int) -> Reached | No | None:
     return Reached(Labelled(out, (*axes, *ends)), v, width)
 
 
-def _other_axis(x: Labelled, inner: Axis, dim: int) -> str:
-    rank = len(x.axes)
-    if [leaves(axis) for axis in x.axes].index(leaves(inner)) >= rank - 2 and dim != rank - 1:
+def _other_axis(inner: Axis, frame: Axes, dim: int) -> str:
+    rank, summed = len(frame), leaves(inner)
+    if dim != rank - 1 and any(leaves(axis) == summed for axis in frame[-2:]):
         return f"softmax is over axis {dim} of {rank}, not over the keys"
     return "its weights are mixed across heads or queries (talking heads) before they meet the values"
