@@ -221,17 +221,20 @@ class _Importer:
         return fake
 
     def item(self, node: torch.fx.Node) -> Any:
-        """`tensor.item()`: a new size symbol, bound by a tensor that many elements long."""
+        """`tensor.item()`: a new size symbol, bound by a tensor that many elements long.
+
+        Of a truth value the symbol is 0 or 1, and what is known of it is that it is 1.
+        """
         fake = node.meta.get("val")
-        if not isinstance(fake, torch.SymInt):
+        truth = self.names.truth(fake.node.expr) if isinstance(fake, torch.SymBool) else None
+        if not isinstance(fake, torch.SymInt) and truth is None:
             if isinstance(fake, (bool, int, float)):
                 return fake
-            kind = "truth value" if isinstance(fake, torch.SymBool) else "number"
             raise CaptureError(
-                f"the model reads a {kind} out of a tensor with .item(); keep it a tensor (0-d tensors take "
+                "the model reads a number out of a tensor with .item(); keep it a tensor (0-d tensors take "
                 "part in arithmetic), or compute it before the model and pass it in"
             )
-        dim = self.names.dim(fake)
+        dim = self.names.dim(fake) if truth is None else truth
         if not isinstance(dim, Poly) or dim != symbol(str(dim)):
             return dim
         if str(dim) not in self.result.bound:
@@ -243,7 +246,7 @@ class _Importer:
             (binder,) = opaque(torch.ops.aten.repeat_interleave.Tensor, [counts], {}, [long])
             self.result.bound[str(dim)] = (binder, 0)
             self.knows[binder] = frozenset({str(dim)}) | frozenset(self.known([counts]))
-        return dim
+        return dim if truth is None else _Float(fake.node.expr)
 
     def wrapped(self, number: _Float, beside: list[Value]) -> Value:
         """A symbolic float as an operand that promotes as a Python number does beside tensors."""

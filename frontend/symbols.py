@@ -74,13 +74,15 @@ class Names:
     """Readable names for torch's symbols: those the user gave, else s0, s1, ... and u0, u1, ...
 
     given: torch's symbol name -> the name of the `Dim` the user passed. unbacked: the names of the
-    data-dependent ones, whose value is known only while the graph runs.
+    data-dependent ones, whose value is known only while the graph runs. truths: torch's names of those
+    that were truth values, 0 or 1.
     """
 
     given: Mapping[str, str] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     unbacked: set[str] = field(default_factory=set)
+    truths: set[str] = field(default_factory=set)
 
     def __call__(self, torch_name: str) -> str:
         """The name of a symbol; the same one every time."""
@@ -116,6 +118,13 @@ class Names:
                 "(leave them out of dynamic_shapes)"
             ) from None
 
+    def truth(self, expr: Any) -> Dim | None:
+        """The symbol of a truth value that was read out of a tensor, Eq(u, 1) to torch; None otherwise."""
+        if type(expr).__name__ != "Equality" or type(expr.args[0]).__name__ != "Symbol" or expr.args[1] != 1:
+            return None
+        self.truths.add(expr.args[0].name)
+        return symbol(self(expr.args[0].name))
+
     def expression(self, expr: Any) -> Dim:
         """A sympy integer expression as a Dim. Raises InexpressibleError."""
         kind = type(expr).__name__
@@ -131,6 +140,11 @@ class Names:
             whole, rest = self._shifted(inner)
             if kind != "TruncToInt":  # torch.arange(0.5, n) has ceil(n - 0.5) elements
                 return whole + (math.ceil(rest) if kind == "CeilToInt" else math.floor(rest))
+        if kind == "Piecewise":  # a truth value as a number: 1 where Eq(u, 1), 0 elsewhere
+            (one, condition), *rest = (part.args for part in expr.args)
+            symbols_ = {getattr(arg, "name", "") for arg in condition.args}
+            if one == 1 and symbols_ & self.truths and str(rest) == "[(0, True)]":
+                return self.expression(condition.args[0])
         if kind == "Pow" and getattr(expr.args[1], "is_Integer", False) and int(expr.args[1]) > 0:
             base = self.expression(expr.args[0])
             return _fold(lambda a, b: a * b, [base] * int(expr.args[1]))

@@ -13,7 +13,7 @@ from zoo import assert_same, copied, optimized
 from subquad.frontend import capture
 from subquad.frontend.fx import import_nodes, tensor_type
 from subquad.frontend.symbols import Names
-from subquad.ir import CaptureError, evaluate, parse
+from subquad.ir import CaptureError, SubquadError, evaluate, parse
 from subquad.ir.core import OPS
 
 torch.manual_seed(0)
@@ -146,6 +146,24 @@ def test_assertions_are_kept():
     assert_same(model(torch.ones(2), torch.tensor(5)), fast(torch.ones(2), torch.tensor(5)))
     with pytest.raises(Exception, match="5"):
         fast(torch.ones(2), torch.tensor(6))
+
+
+def test_assertions_about_values():
+    """A truth value may be read out of a tensor for an assertion: vision language models count places."""
+
+    class Model(nn.Module):
+        def forward(self, x, places):
+            torch._check_tensor_all(places.sum() == 2)
+            torch._check((x[0, 0] < 5).item())
+            return x.masked_fill(places[:, None], 1.0)
+
+    model, places = Model(), torch.tensor([True, False, True, False])
+    fast = optimized(model, (torch.zeros(4, 3), places))
+    assert_same(model(torch.ones(4, 3), ~places), fast(torch.ones(4, 3), ~places))
+    with pytest.raises(SubquadError):
+        fast(torch.ones(4, 3), places | True)
+    with pytest.raises(SubquadError, match=r"test_capture.py:\d+"):
+        fast(torch.ones(4, 3) * 6, places)
 
 
 @pytest.mark.parametrize("train", [False, True])
