@@ -10,6 +10,7 @@ from torch import fx
 from ..ir.core import Op
 from ..ir.types import bool_
 from . import linear_attention as _registers  # noqa: F401  (torch.ops.subquad.linear_attention)
+from . import scan as _also_registers  # noqa: F401  (torch.ops.subquad.linear_scan)
 from .base import TORCH_DTYPE
 from .lowering import CUSTOM, Lowering, Number
 

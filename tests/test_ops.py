@@ -274,6 +274,12 @@ graph linear_attention(%q: f64[2,6,5,4], %k: f64[2,3,5,4], %v: f64[2,3,5,7]) {
   %1 = linear_attention(%q, %k, %v, causal=False, normalize=False, eps=0.0) : f64[2,6,5,7]
   return %0, %1
 }
+graph linear_scan(%x: f64[2,5,4], %f: f64[2,5,4], %h: f64[2,4]) {
+  %0 = linear_scan(%x, %f) : f64[2,5,4]
+  %1 = linear_scan(%x, %f, %h, reverse=True) : f64[2,5,4]
+  %2 = linear_scan(%x, %f, %h, log=True) : f64[2,5,4]
+  return %0, %1, %2
+}
 """
 """Composites that no overload means, as text."""
 

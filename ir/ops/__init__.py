@@ -14,12 +14,13 @@ from . import (
     pool,
     random,
     reduce,
+    scan,
     shape,
 )
 
 __all__ = [
     "activation", "attention", "conv", "elementwise", "graph", "index", "linear", "nonlinear",
-    "norm", "pool", "random", "reduce", "shape",
+    "norm", "pool", "random", "reduce", "scan", "shape",
 ]  # fmt: skip
 
 globals().update({name: OPS[name] for name in __all__ if name in OPS})  # `ops.linear`: not its file
