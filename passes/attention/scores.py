@@ -134,13 +134,15 @@ def _scaled(x: Labelled, key: Atom) -> Scores | No:
 
 def _times(mask: Value, by: float) -> Value:
     """A mask times a number, in the form in which masks are proved."""
-    if mask.op.name in ("expand", "reshape", "permute", "cast") and mask.op.args[0].dtype.is_float:
-        return build(mask.op.defn, (_times(mask.op.args[0], by),), mask.op.attrs).results[0]
-    number = uniform(mask.op.args[1]) if mask.op.name == "mul" else None
+    op = mask.op
+    if op.name in ("expand", "reshape", "permute"):
+        return build(op.defn, (_times(op.args[0], by),), op.attrs).results[0]
+    number = uniform(op.args[1]) if op.name == "mul" else None
     if number is not None:
-        return mul(mask.op.args[0], number * by)
-    if mask.op.name == "where":
-        condition, a, b = mask.op.args
+        return mul(op.args[0], number * by)
+    choice = op.args[0].op if op.name == "cast" else op
+    if choice.name == "where":
+        condition, a, b = choice.args
         numbers = uniform(a), uniform(b)
         if None not in numbers:
             return where(condition, *(number * by for number in numbers))  # type: ignore[operator]
