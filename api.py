@@ -15,6 +15,7 @@ from .ir.interpret import bind
 from .learned import initial
 from .passes import (
     EXACT,
+    Pass,
     Pipeline,
     Recipe,
     canonicalize,
@@ -47,7 +48,8 @@ def optimize(
 ) -> OptimizedModule | LazyModule:
     """`model` as a drop-in module that computes the same with less work. The model is not changed.
 
-    args, kwargs: example inputs; without any, the model is captured at its first call.
+    args, kwargs: example inputs; without any, the model is captured at its first call, and again where
+    a later one has other sizes, which are then left open.
     attention: "exact" changes no result. A recipe's name (`subquad recipes` lists them), or a
     mapping from globs over site paths to names, replaces attention by an approximation there.
     grid: (height, width) or (frames, height, width) of the tokens, for recipes that mix over space and a
@@ -69,7 +71,8 @@ def optimize(
     if args is None and kwargs is None and not isinstance(model, ExportedProgram):
         return LazyModule(
             model,
-            lambda a, k: _optimize(model, a, k, dynamic_shapes=dynamic_shapes, **options),
+            lambda a, k, shapes=dynamic_shapes: _optimize(model, a, k, dynamic_shapes=shapes, **options),
+            opens=dynamic_shapes is None,
         )
     args = positional(args)
     return _optimize(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, **options)
@@ -136,10 +139,14 @@ def pipeline_of(
     chosen = recipes_of(attention)
     if not chosen:
         return pipeline
+    return Pipeline(pipeline, linearizing(chosen, grid), canonicalize, limit=pipeline.limit)
+
+
+def linearizing(recipes: Mapping[str, Recipe], grid: Grid | None = None) -> Pass:
+    """The pass that puts recipes in the places of their globs."""
     grids = grid if isinstance(grid, Mapping) else {"*": grid} if grid else {}
     sizes = {glob: "x".join(map(str, sizes)) for glob, sizes in grids.items()}
-    replace = linearize.with_(recipes=chosen, grids=sizes)
-    return Pipeline(pipeline, replace, canonicalize, limit=pipeline.limit)
+    return linearize.with_(recipes=recipes, grids=sizes)
 
 
 def recipes_of(attention: Attention) -> dict[str, Recipe]:

@@ -24,13 +24,13 @@ from torch._guards import CompileContext
 from torch._logging import trace_structured
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .api import at_sizes, backend_name, gains, pipeline_of, recipes_of
+from .api import at_sizes, backend_name, gains, linearizing, pipeline_of, recipes_of
 from .backends import backend as backend_named
 from .backends.eager import Inductor
 from .frontend.dynamo import Traced, trace
 from .ir import CaptureError, Graph, RecipeError, SubquadError
 from .learned import initial
-from .passes import Pipeline, canonicalize, find_sites, linearize
+from .passes import Pipeline, canonicalize, find_sites
 from .passes.options import suggest
 from .report import PassLog
 from .verify import Verifier
@@ -72,11 +72,11 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """The backend: `gm` as a function of the same arguments that does less work.
 
-    options: `attention`, `backend`, `pipeline` and `check`, as `subquad.optimize` takes them; check is
-    off unless asked for, because compiling happens in the middle of the user's own run, once a graph and
-    again for each recompilation. mode: one of MODES. A graph that cannot be captured is returned as
-    it was, with a warning that says why. Raises SubquadError for an unknown option or mode, and what
-    `optimize` raises for values that do not exist.
+    options: `attention`, `grid`, `backend`, `pipeline` and `check`, as `subquad.optimize` takes them;
+    check is off unless asked for, because compiling happens in the middle of the user's own run, once a
+    graph and again for each recompilation. mode: one of MODES. A graph that cannot be captured is
+    returned as it was, with a warning that says why. Raises SubquadError for an unknown option or mode,
+    and what `optimize` raises for values that do not exist.
     """
     settings = chosen(options, mode)
     record = CompiledGraph(str(CompileContext.current_compile_id() or len(graphs)))
@@ -100,6 +100,7 @@ def _compiled(
     record: CompiledGraph,
     *,
     attention: Any,
+    grid: Any,
     pipeline: Pipeline,
     backend: Any,
     check: bool,
@@ -112,7 +113,7 @@ def _compiled(
     if recipes:
         left = pipeline.limit
         left = left if left is None else left - sum(sum(s.applied.values()) for s in steps if not s.undone)
-        more = Pipeline(linearize.with_(recipes=recipes), canonicalize, limit=left)
+        more = Pipeline(linearizing(recipes, grid), canonicalize, limit=left)
         graph, then = more.run(graph, verifier)
         steps += then
     record.graph, record.sites = graph, find_sites(graph, steps)
@@ -161,7 +162,13 @@ def _numbers(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(x.node.hint if isinstance(x, SymInt) else x for x in example_inputs)
 
 
-OPTIONS: dict[str, Any] = {"attention": "exact", "backend": "auto", "pipeline": None, "check": False}
+OPTIONS: dict[str, Any] = {
+    "attention": "exact",
+    "grid": None,
+    "backend": "auto",
+    "pipeline": None,
+    "check": False,
+}
 
 
 def chosen(options: Mapping[str, Any] | None, mode: str | None) -> dict[str, Any]:

@@ -84,14 +84,15 @@ def export(
 
 
 def told_apart(model: nn.Module, args: Any, kwargs: Any) -> Any:
-    """The arguments with copies of tensors that come twice, or that are weights of the model.
+    """The arguments with copies of tensors that come twice, are weights of the model, or views.
 
-    torch.export takes one object for one input, and would ignore all but one of its places.
+    torch.export takes one object for one input, and would ignore all but one of its places; of a view it
+    guards the sizes of what it looks into, which no call gives.
     """
     seen = {id(t) for t in (*model.parameters(), *model.buffers())}
 
     def apart(x: torch.Tensor) -> torch.Tensor:
-        if id(x) in seen:
+        if id(x) in seen or x._is_view():
             return copy.deepcopy(x.detach()).requires_grad_(x.requires_grad)  # strides as they are
         seen.add(id(x))
         return x
@@ -153,8 +154,9 @@ def normalise_shapes(
     if dynamic_shapes is None or dynamic_shapes is False:
         return None
     if dynamic_shapes is True:
+        register_containers((args, kwargs))
         bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        return {name: pytree.tree_map(_every_axis, value) for name, value in bound.items()}
+        return {name: listed(pytree.tree_map(_every_axis, value)) for name, value in bound.items()}
     dims: dict[str, Any] = {}
 
     def named(item: Any) -> Any:
@@ -169,8 +171,25 @@ def normalise_shapes(
     return named(dynamic_shapes)
 
 
+def listed(shapes: Any) -> Any:
+    """dynamic_shapes built like the arguments, with lists for dataclasses and the like, as torch wants."""
+    if shapes is FIXED:
+        return None
+    if isinstance(shapes, dict):
+        return {key: listed(value) for key, value in shapes.items()}
+    if isinstance(shapes, (list, tuple)):
+        parts = [listed(part) for part in shapes]
+        return type(shapes)(*parts) if hasattr(shapes, "_fields") else type(shapes)(parts)
+    node = pytree.SUPPORTED_NODES.get(type(shapes))
+    return shapes if node is None else [listed(part) for part in node.flatten_fn(shapes)[0]]
+
+
 def _every_axis(leaf: Any) -> Any:
-    return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
+    return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else FIXED
+
+
+FIXED = object()
+"""The shape of what is no tensor; None would vanish from a dataclass."""
 
 
 _CHATTER = (

@@ -1,11 +1,10 @@
-"""OptimizedModule: what `optimize` hands back, in the original's place; LazyModule until it is called."""
+"""OptimizedModule: what `optimize` hands back, in the original's place."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -25,7 +24,7 @@ Executable = Callable[
 ]
 """`(inputs, tensors by param name) -> (outputs, updates by buffer or input name)`."""
 
-_OWN = frozenset({"graph", "log", "sites", "backend", "folded", "captured"})
+OWN = frozenset({"graph", "log", "sites", "backend", "folded", "captured"})
 
 
 class OptimizedModule(nn.Module):
@@ -61,6 +60,7 @@ class OptimizedModule(nn.Module):
         self.log: Any = None
         self.sites: Any = ()
         self.backend: Any = None
+        self._opener: Callable[..., OptimizedModule] | None = None
         self._title = captured.graph.name
         self._executable = executable
         self._given = dict(captured.tensors)
@@ -76,7 +76,7 @@ class OptimizedModule(nn.Module):
         self._given = {}
         self._frozen = {n: self._tensor(n)._version for n in self.folded if n in self._places}
         self.__signature__ = self._signature.call
-        self.__class__ = _with_forward(OptimizedModule, self._signature.call)
+        self.__class__ = with_forward(OptimizedModule, self._signature.call)
 
     @property
     def _signature(self) -> Signature:
@@ -93,6 +93,10 @@ class OptimizedModule(nn.Module):
     # ---- calls -----------------------------------------------------------------------------------
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self if self._opener is None else self._opener(self, args, kwargs)
+        return module._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         signature = self._signature
         inputs = signature.flatten(args, kwargs)
         tensors = {name: table[key] for name, (table, key) in self._places.items()}
@@ -191,7 +195,7 @@ class OptimizedModule(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OWN:  # a model may have a submodule called `graph`; ours is found first
+        if name in OWN:  # a model may have a submodule called `graph`; ours is found first
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -200,13 +204,13 @@ class OptimizedModule(nn.Module):
         new = OptimizedModule.__new__(OptimizedModule)
         memo[id(self)] = new
         nn.Module.__init__(new)
-        shared = {"captured", "graph", "_executable", "folded", "log", "sites", "backend", "_title"}
+        shared = {*OWN, "_executable", "_title"}
         for name, value in self.__dict__.items():
             if name in shared:
                 new.__dict__[name] = value
-            elif name not in ("_places", "_frozen", "__signature__", "_given", "_lock"):
+            elif name not in ("_places", "_frozen", "__signature__", "_given", "_lock", "_opener"):
                 new.__dict__[name] = copy.deepcopy(value, memo)
-        new._given = {}
+        new._given, new._opener = {}, None
         new._settle()
         return new
 
@@ -231,7 +235,7 @@ class OptimizedModule(nn.Module):
 
 
 @functools.lru_cache(maxsize=256)
-def _with_forward(base: type, signature: inspect.Signature) -> type:
+def with_forward(base: type, signature: inspect.Signature) -> type:
     """A subclass of `base` whose forward shows the model's own signature."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -243,72 +247,3 @@ def _with_forward(base: type, signature: inspect.Signature) -> type:
         own = own.replace(name="_self")
     forward.__signature__ = signature.replace(parameters=[own, *parameters])  # type: ignore[attr-defined]
     return type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
-
-
-class LazyModule(nn.Module):
-    """A model that is captured at its first call, with that call's arguments; then it *is* the result.
-
-    build: `(args, kwargs) -> OptimizedModule`, called once. The parameters are copies from the start
-    and stay the same objects afterwards, so an optimiser made before the first call keeps working.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        build: Callable[[tuple[Any, ...], dict[str, Any]], OptimizedModule],
-    ):
-        super().__init__()
-        checked = check_model(model)
-        if isinstance(checked, ExportedProgram):
-            raise CaptureError("an ExportedProgram is captured already; it needs no first call")
-        self.__dict__["_model"], self._build = checked, build
-        self._lock = threading.Lock()
-        copy_state(checked, self)
-        self.__signature__ = inspect.signature(checked.forward)
-        self.__class__ = _with_forward(LazyModule, self.__signature__)
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with self._lock:
-            if isinstance(self, LazyModule):
-                self._become(self._build(args, kwargs))
-        return self._run(args, kwargs)
-
-    def _become(self, built: OptimizedModule) -> None:
-        """Turn into `built`, keeping this module's own parameters, buffers and hooks."""
-        kept = {k: v for k, v in self.__dict__.items() if k.endswith(("_hooks", "_with_kwargs"))}
-        kept |= {k: self.__dict__[k] for k in ("_parameters", "_buffers", "_modules", "_lock")}
-        given = {n: built._tensor(n) for n in built._places}
-        extra = {k: v for k, v in built._modules.items() if k not in self._modules}
-        self.__dict__.update({**built.__dict__, **kept})
-        del self.__dict__["_model"], self.__dict__["_build"]
-        self._modules.update(extra)
-        self._given = given
-        object.__setattr__(self, "__class__", OptimizedModule)
-        self._settle()
-
-    def train(self, mode: bool = True) -> LazyModule:
-        """Only the mode that the model itself is in: it decides what the first call captures."""
-        if bool(mode) != self._model.training:
-            call = "train" if mode else "eval"
-            raise CaptureError(
-                f"the first call captures the model as it is, in {'eval' if mode else 'training'} mode; call "
-                f".{call}() on the model itself, then optimize(model)"
-            )
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _OWN:
-            raise AttributeError(f"{name!r} is known after the first call: nothing has been captured yet")
-        return super().__getattr__(name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LazyModule:
-        new = LazyModule(self._model, self._build)
-        new.load_state_dict(self.state_dict())
-        memo[id(self)] = new
-        return new
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise CaptureError("a lazily optimised module cannot be pickled; save its state_dict()")
-
-    def __repr__(self) -> str:
-        return f"Lazy{type(self._model).__name__}{self.__signature__}: captured at the first call"

@@ -163,6 +163,30 @@ class Signature:
                 self.verified.add(sizes)
         return env
 
+    def changed(self, tensors: Sequence[Any]) -> dict[int, dict[int, int]]:
+        """Axes fixed at capture that have another size now: {input: {axis: size at capture}}."""
+        found: dict[int, dict[int, int]] = {}
+        for i, (spec, tensor) in enumerate(zip(self.inputs, tensors)):
+            shape = spec.type.shape
+            if len(shape) != tensor.dim():
+                return {}
+            for axis, (dim, size) in enumerate(zip(shape, tensor.shape)):
+                if isinstance(dim, int) and dim != size:
+                    found.setdefault(i, {})[axis] = dim
+        return found
+
+    def spread(self, by_input: Sequence[Any], other: Any = MISSING) -> dict[str, Any]:
+        """The arguments of a call with these in the places of its tensors.
+
+        What is no tensor becomes `other`, or stays what it was at capture.
+        """
+        leaves = [
+            by_input[place] if not isinstance(place, Constant) else place.value if other is MISSING else other
+            for place in self.leaves
+        ]
+        arguments: dict[str, Any] = pytree.tree_unflatten(leaves, self.tree)
+        return arguments
+
     def _fixed(self, spec: Input, axis: int, dim: int, size: int) -> str:
         text = f"input {spec.path!r} has size {size} on axis {axis}, captured as fixed {dim}: {spec.type}; "
         if dim == 1 and self.opened:

@@ -130,6 +130,11 @@ def places(module: nn.Module, names: Iterable[str], constants: Mapping[str, torc
     return found
 
 
+def holds(module: nn.Module, path: str) -> bool:
+    """Whether a module has a parameter or buffer of this dotted name."""
+    return _find(module, path) is not None
+
+
 def _find(module: nn.Module, path: str) -> tuple[dict[str, Any], str] | None:
     *parents, name = path.split(".")
     scope: nn.Module | None = module

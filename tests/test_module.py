@@ -5,6 +5,7 @@ import gc
 import inspect
 import threading
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import zoo
 from torch import nn
 from zoo import assert_same, optimized
 
+import subquad
 from subquad.backends.base import backend
 from subquad.frontend import LazyModule, OptimizedModule, capture
 from subquad.ir import CaptureError
@@ -388,3 +390,99 @@ def test_lazy_from_threads():
     assert len(results) == 8 and len(calls) == 1
     for result in results:
         assert_same(model(X), result, atol=1e-6)
+
+
+class Named(nn.Module):
+    """A layer whose arguments come in many ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, mask=None, *, scale=1.0):
+        y = self.layer(x["x"] if isinstance(x, dict) else getattr(x, "x", x)) * scale
+        return {"y": y if mask is None else y * mask, "n": y.shape[0]}
+
+
+@dataclass
+class Batch:
+    """What dataloaders give."""
+
+    x: torch.Tensor
+    n: int
+
+
+def test_lazy_captures_again_for_other_sizes():
+    """The sizes that changed are open from then on, each axis once; weights and optimisers stay."""
+    model = Named()
+    fast = subquad.optimize(model)
+    steps = torch.optim.SGD(fast.parameters(), lr=0.1)
+    for shape in [(2, 5, 8), (2, 7, 8), (2, 1, 8), (3, 9, 8), (1, 4, 8)]:
+        x, mask = torch.randn(shape), torch.rand(*shape[:2], 1)
+        assert_same(model(x=x, mask=mask), fast(x=x, mask=mask), atol=1e-5)
+        for net in (model, fast):
+            net(x, mask)["y"].square().mean().backward()
+        steps.step()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+        assert_same([p.grad for p in model.parameters()], [p.grad for p in fast.parameters()], atol=1e-5)
+    assert str(fast.graph.inputs[0].type) == "f32[s0,s1,8]" and fast.captured.signature.opened
+    assert_same(model(x, mask), copy.deepcopy(fast)(x, mask), atol=1e-5)
+    with pytest.raises(CaptureError, match="axis 2 of 'x' is 9, was 8"):
+        fast(torch.randn(1, 4, 9), mask)
+    with pytest.raises(CaptureError, match="'mask' was a tensor at capture and is None"):
+        fast(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"x": x}, lambda x: Batch(x, 3)])
+def test_lazy_arguments(wrap):
+    """Tensors, dicts, dataclasses; their sizes open too."""
+    model = Named()
+    fast = subquad.optimize(model)
+    for length in (3, 4, 6):
+        x = wrap(torch.randn(length, 8))
+        assert_same(model(x), fast(x))
+
+
+def test_lazy_leaves_given_sizes_alone():
+    """Who says which sizes are open has said it."""
+    fast = subquad.optimize(Named(), dynamic_shapes={"x": {0: "length"}})
+    fast(torch.randn(3, 8)), fast(torch.randn(5, 8))
+    with pytest.raises(CaptureError, match="has 1 axes"):
+        fast(torch.randn(8))
+
+
+def test_lazy_keeps_what_cannot_be_open():
+    """A size that the model cannot do without is refused, after one more capture, by name."""
+
+    class Table(nn.Module):
+        def forward(self, x):
+            return x + torch.arange(5.0)
+
+    fast = subquad.optimize(Table())
+    fast(torch.zeros(2, 5))
+    with pytest.raises(CaptureError, match="axis 1 of 'x' is 6, was 5"):
+        fast(torch.zeros(2, 6))
+    assert fast(torch.zeros(2, 5)).shape == (2, 5) and fast(torch.zeros(3, 5)).shape == (3, 5)
+
+
+def test_lazy_opens_from_threads():
+    """Eight lengths at once on one module."""
+    model = Named().eval()
+    fast = subquad.optimize(model)
+    fast(torch.randn(2, 8))
+    wrong = []
+
+    def work(length):
+        for _ in range(5):
+            x = torch.randn(length, 8)
+            if not torch.allclose(fast(x)["y"], model(x)["y"], atol=1e-6):
+                wrong.append(length)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3, 11)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
