@@ -83,9 +83,9 @@ class Sites(tuple["Site", ...]):
             s = group[0]
             known = s.q_heads is not None
             table.add_row(
-                places(group), str(len(group)), s.mask, heads(s) if known else "-",
+                where(group), str(len(group)), s.mask, heads(s) if known else "-",
                 width(s) if known else "-", f"{s.q_len} x {s.k_len}" if known else "-",
-                s.decision, s.reason or "-",
+                s.decision if s.status != "not attention" else "-", s.reason or "-",
             )  # fmt: skip
         return table
 
@@ -125,9 +125,11 @@ def width(site: Site) -> str:
 # ---- where ---------------------------------------------------------------------------------------
 
 
-def places(sites: Sequence[Site]) -> str:
-    """The paths of like sites as one: `layers.0-11.attn`."""
-    return ", ".join(collapsed([site.path or "the model" for site in sites]))
+def where(sites: Sequence[Site]) -> str:
+    """The paths of like sites as one, and their line: `layers.0-11.attn (model.py:178)`."""
+    paths = ", ".join(collapsed([site.path or "the model" for site in sites]))
+    line = sites[0].source.partition(" (")[2]
+    return f"{paths} ({line}" if line else paths
 
 
 def collapsed(paths: Iterable[str]) -> list[str]:
@@ -162,13 +164,14 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def _block(group: Sites, width: int, counterexamples: bool) -> Iterator[str]:
-    site, many = group[0], len(group) > 1
-    line = site.source.partition(" (")[2].rstrip(")")
-    where = places(group) + (f" ({line})" if line and line != site.path else "")
-    count = f"{len(group)} x " if many else ""
-    yield from textwrap.wrap(f"{where}: {count}{_verdict(site)}", width, subsequent_indent=" " * INDENT)
+    site = group[0]
+    count = f"{len(group)} x " if len(group) > 1 else ""
+    yield from textwrap.wrap(
+        f"{where(group)}: {count}{_verdict(site)}", width, subsequent_indent=" " * INDENT
+    )
     for label, text in _lines(site, counterexamples):
-        text = _unnumbered(text) if many else text
+        if any(text not in dict(_lines(other, False)).values() for other in group[1:]) and label != "e.g.":
+            text = _unnumbered(text)
         lead = " " * INDENT + label.ljust(LABEL)
         yield from textwrap.wrap(
             text, width, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=False,
@@ -199,7 +202,8 @@ def _lines(site: Site, counterexamples: bool) -> Iterator[tuple[str, str]]:
 
 
 def _shape(site: Site) -> str:
-    text = f"{heads(site)} heads of {width(site)}, {site.q_len} queries x {site.k_len} keys"
+    plural = "" if site.q_heads == 1 else "s"
+    text = f"{heads(site)} head{plural} of {width(site)}, {site.q_len} queries x {site.k_len} keys"
     text += f", scale {site.scale:.6g}" if site.scale is not None else ""
     text += f", soft-capped at {site.softcap:g}" if site.softcap is not None else ""
     return text + (", with a sink" if site.sink else "")
@@ -216,7 +220,7 @@ def mask_text(site: Site) -> str:
     text = " + ".join(parts)
     if site.parameters.get("hard") is False:
         text += "; masked scores are lowered by a finite number"
-    if site.empty != "zero" and site.empty is not None:
+    if site.empty in ("nan", "uniform") and {"padding", "packed"} & set(site.mask.split("+")):
         text += f"; a row without any key gives {EMPTY[site.empty]}"
     return text
 

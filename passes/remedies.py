@@ -11,15 +11,15 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "do not return or read the weights beside the product: need_weights=False, "
         "output_attentions=False, or only when they are asked for",
     ),
-    (r"dropout of .* on its weights", "capture after model.eval(), or with a dropout of 0"),
     (
-        r"^dropout_p=",
+        r"dropout_p",
         "pass dropout_p=self.p if self.training else 0.0: scaled_dot_product_attention does not look "
         "at model.eval()",
     ),
+    (r"dropout of .* on its weights", "capture after model.eval(), or with a dropout of 0"),
     (
         r"softmax is over axis",
-        "softmax(dim=-1) of q @ k.transpose(-1, -2): the last axis is that of the keys",
+        "softmax(dim=-1) of q @ k.transpose(-1, -2): its last axis is that of the keys",
     ),
     (r"softmax is not over an axis of the product", "softmax(dim=-1) of q @ k.transpose(-1, -2)"),
     (r"are multiplied after the softmax", "scale the result, or the values, instead of the weights"),
@@ -46,14 +46,14 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"it has one key only", "nothing: its weights are all 1, the result is v"),
     # calls that stayed opaque
     (
-        r"unrelated sizes",
-        "open both under one name: n = torch.export.Dim('n'), and n at both axes in dynamic_shapes; "
-        "dynamic_shapes=True gives each its own",
+        r"features of a head, .* open size",
+        "name what may change and leave the last axis closed: n = torch.export.Dim('n'), and {2: n} for "
+        "each of q, k and v in dynamic_shapes; True opens every axis, each with a size of its own",
     ),
     (
-        r"features of a head, .* open size",
-        "leave the last axis closed: dynamic_shapes of {0: b, 2: n} with one torch.export.Dim for each, "
-        "instead of True",
+        r"unrelated sizes",
+        "one name for both: n = torch.export.Dim('n'), and n at both axes in dynamic_shapes; True and AUTO "
+        "give each axis a size of its own",
     ),
     (r" broadcast", "expand k and v to the batch and heads of q before the call: k.expand(...)"),
     (r"enable_gqa=True on", "give q, k and v four axes, [batch, heads, tokens, features]"),

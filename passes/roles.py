@@ -40,6 +40,11 @@ def role(softmax: Op, graph: Graph) -> str | None:
     if "matmul" in names or "linear" in names:
         return None
     size = softmax.types[0].shape[softmax.attrs.get("dim", -1)]
+    source = softmax.args[0].op
+    while source.name in _PASSING:
+        source = source.args[0].op
+    if _target(source) in _PICKING:
+        return f"a router: it weighs the {size} that {_target(source)} picked"
     for name, op in names.items():
         if name in _PICKING or _target(op) in _PICKING:
             return f"a router: {_target(op)} picks among {size} weights"
@@ -68,12 +73,12 @@ def _target(op: Op) -> str:
 
 def origin(*values: Value) -> str:
     """What values are computed from: "input attention_mask", "self.bias.table", or "positions"."""
-    seen, stack, names = set(values), list(values), {}
+    seen, stack, names = set(values), list(values), set[str]()
     while stack:
         op = stack.pop().op
         if op.name in ("input", "param"):
             kind = "input " if op.name == "input" else "self."
-            names[f"{kind}{op.attrs['name']}"] = None
+            names.add(f"{kind}{op.attrs['name']}")
         fresh = [x for x in op.operands if x not in seen]
         seen.update(fresh)
         stack += fresh
@@ -108,14 +113,15 @@ def why_opaque(op: Op) -> No:
     if given.get("dropout_p"):
         p = given["dropout_p"]
         return No(f"dropout_p={p} drops weights at random, in eval mode too", at)
-    if isinstance(q.shape[-1], Poly):
-        return No(f"the features of a head, {q.shape[-1]}, are an open size: q is {q.type}", q)
     if min(q.rank, k.rank, v.rank) < 2:
         return No(f"q has {q.rank} axes, k {k.rank}, v {v.rank}: attention needs at least 2 each", at)
     grouped = bool(given.get("enable_gqa"))
     if grouped and {q.rank, k.rank, v.rank} != {4}:
         return No(f"enable_gqa=True on {q.rank} axes: grouped heads are known on [b,h,n,d] only", at)
     differing = _differing(q, k, v, grouped)
+    if isinstance(q.shape[-1], Poly):
+        also = f"{differing.reason}; and " if differing is not None else ""
+        return No(f"{also}the features of a head, {q.shape[-1]}, are an open size (q is {q.type})", q)
     if differing is not None:
         return differing
     if mask is not None and q.rank != 4 and mask.rank > 2:

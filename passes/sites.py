@@ -12,7 +12,7 @@ import numpy as np
 from ..ir import Dim, Event, Graph, IRError, No, Op, Value
 from ..ir.interpret import evaluate
 from .attention import Attention, examine, softmaxes
-from .masks import Mask, classify_op
+from .masks import Mask, classify_op, counterexample
 from .pipeline import Step
 from .remedies import remedy
 from .roles import called, is_opaque_softmax, origin, role, why_opaque
@@ -70,7 +70,9 @@ class Site:
 
         The mask is evaluated in the oracle when this is first asked for.
         """
-        return ""
+        if self.proof is None or self.proof.kind != "dense" or self.proof.at is None:
+            return ""
+        return counterexample(self.proof.at)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as numbers, strings and None, ready for json.dumps; dims that are open are text."""
@@ -151,8 +153,6 @@ def _facts(op: Op) -> dict[str, Any]:
 
 def _softmax(op: Op, graph: Graph) -> Site:
     """The site of a softmax that no pass took."""
-    if op.name == "opaque":
-        return _refused(op, "kept", why_opaque(op))
     found = examine(op, graph)
     if isinstance(found, Attention):
         own = found.value.op
@@ -160,9 +160,11 @@ def _softmax(op: Op, graph: Graph) -> Site:
             own = own.args[0].op
         kept = found.kept if found.kept is not None else No("no pass has put attention in its place")
         return _refused(op, "kept", kept, **_facts(own))
+    if op.name == "opaque":
+        return _refused(op, "kept", why_opaque(op))
     what = role(op, graph)
     if what is not None:
-        found = No(f"it is {what}, and they meet no matrix product with values", op.results[0])
+        found = No(f"it is {what}. Its weights meet no matrix product with values", op.results[0])
     return _refused(op, "not attention", called(found))
 
 
@@ -179,28 +181,25 @@ def _refused(op: Op, status: str, no: No, **facts: Any) -> Site:
 
 def _parameters(proof: Mask) -> dict[str, Any]:
     """The fields of a mask that say something, ready for JSON."""
-    if proof.kind == "dense":
-        given = {"causal": proof.causal or None, "window": proof.window}
-        found = {name: value for name, value in given.items() if value is not None}
-        return {name: plain(value) for name, value in found.items()}
-    found = {}
-    if proof.offset != 0:
-        found["offset"] = plain(proof.offset)
+    found: dict[str, Any] = {}
     for name in ("window", "chunk", "prefix"):
         value = getattr(proof, name)
         if value is not None:
             found[name] = origin(value) if isinstance(value, Value) else plain(value)
+    if proof.offset != 0:
+        found["offset"] = plain(proof.offset)
+    if proof.kind == "dense":
+        return found | ({"causal": True} if proof.causal else {})
     if proof.segments is not None:
         found["segments"] = origin(*proof.segments)
     if proof.slopes is not None:
         found["slopes"] = _numbers(proof.slopes) or origin(proof.slopes)
+        found["symmetric"] = proof.symmetric
     for name in ("starts", "positions", "padding", "relative", "bias"):
         value = getattr(proof, name)
         if value is not None:
             found[name] = origin(value)
-    if not proof.hard:
-        found["hard"] = False
-    return found
+    return found | ({} if proof.hard else {"hard": False})
 
 
 def _numbers(value: Value) -> list[float] | None:

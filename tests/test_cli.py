@@ -109,10 +109,17 @@ def test_examples_of_inputs():
             example(text)
 
 
+class Keyword(torch.nn.Module):
+    def forward(self, x, training):
+        return x.mean() if training else x
+
+
 def test_axes_and_lengths():
     x, mask = torch.arange(6).reshape(2, 3), torch.ones(2)
     (shapes, of_mask) = axes_of((x, mask), {}, {1: "n"})
     assert list(shapes) == [1] and not of_mask
+    named = axes_of((x,), {"training": False}, {1: "n"}, Keyword())
+    assert list(named["x"]) == [1] and named["training"] is None
     longer, same = resized((x, mask), 1, 5)
     assert longer.tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]] and same is mask
 
@@ -123,7 +130,7 @@ def test_axes_and_lengths():
 def test_help_teaches(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0 and "subquad demo" in out and "Start here" in out
-    for command in ("optimize", "compare", "print", "demo", "recipes"):
+    for command in ("explain", "optimize", "compare", "print", "demo", "recipes"):
         code, out, _ = run(capsys, command, "--help")
         assert code == 0 and "usage: subquad" in out
     assert run(capsys)[0] == 0
@@ -154,6 +161,31 @@ def test_optimize(capsys, here):
     assert "canonicalize" in out and "rules applied" in out
     assert json.loads((here / "log.json").read_text())["steps"]
     assert ir.parse((here / "graph.ir").read_text()).outputs
+
+
+def test_explain(capsys, here):
+    code, out, err = run(capsys, "explain", "my_model:make_model")
+    assert code == 0, err
+    assert out.startswith("1 softmax: 1 attention\n") and "none: every query sees every key" in out
+    assert f"my_model.py:{MODEL.splitlines().index(CALL) + 1}" in out
+
+
+CALL = "        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)"
+
+
+def test_explain_for_machines_with_open_sizes(capsys, here):
+    code, out, err = run(capsys, "explain", "my_model:make_model", "--json", "--dynamic", "1=n")
+    assert code == 0, err
+    (site,) = json.loads(out)["sites"]
+    assert (site["status"], site["mask"], site["q_len"], site["head_dim"]) == ("attention", "none", "n", 16)
+
+
+def test_explain_tries_recipes_and_fails_like_the_others(capsys, here):
+    code, out, err = run(capsys, "explain", "my_model:make_model", "--attention", "elu1")
+    assert code == 0 and "replaced by elu1" in out, err
+    assert run(capsys, "explain", "my_model:make_model", "--attention", "elu")[0] == 1
+    code, out, err = run(capsys, "explain", "my_model:make_modle")
+    assert (code, out) == (1, "") and "did you mean 'make_model'" in err
 
 
 def test_compare(capsys, here):
