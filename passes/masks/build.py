@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir import OPS, Dim, DType, Value
-from ...ir.ops.elementwise import cast, eq, le, logical_and, logical_not, logical_or, where
+from ...ir.ops.elementwise import cast, eq, le, logical_and, logical_not, logical_or, ne, where
 from ...ir.ops.graph import size
 from ...ir.ops.index import arange, index
 from ...ir.ops.shape import permute, reshape, slice_
@@ -133,6 +133,9 @@ def held(x: Condition) -> Value:
         return (le if isinstance(x, Le) else eq)(_sum(left), _sum(right))
     if isinstance(x, Is):
         return made(x.atom, bool_)
+    if isinstance(x, Not) and isinstance(x.condition, Eq):
+        same = held(x.condition).op
+        return ne(*same.args)
     if isinstance(x, Not):
         return logical_not(held(x.condition))
     total: Any = None
