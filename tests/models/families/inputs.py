@@ -7,27 +7,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
-from models.case import case, tiny
+from ..case import case, tiny
 
 WIDTHS = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 """The sizes that most configs of transformers call by these names."""
 
-BATCH = {0: "b"}
-TOKENS = {0: "b", 1: "n"}
+BATCH = {0: Dim.AUTO}
+TOKENS = {0: Dim.AUTO, 1: Dim.AUTO}
+"""Open axes. torch finds which are equal, and their ranges; one that it fixes is found by the second call."""
 
 
-def pretrained(model: str, config: str, /, attention: str = "eager", **sizes: Any) -> nn.Module:
-    """A model of transformers with random weights, by its class and the class of its config."""
+def pretrained(model: str, config: str, /, attention: Any = "eager", **sizes: Any) -> nn.Module:
+    """A model of transformers with random weights, by its class and the class of its config.
+
+    attention: "eager", "sdpa", or a mapping of these by the configs of the model's parts.
+    """
     import transformers
 
-    made = getattr(transformers, config)(**sizes)
-    return tiny(lambda: with_attention(getattr(transformers, model), made, attention))
-
-
-def with_attention(model: Any, config: Any, attention: str) -> nn.Module:
-    """A model of class `model` whose attention, and that of its parts, is "eager" or "sdpa"."""
-    return model._from_config(config, attn_implementation=attention)
+    cls, made = getattr(transformers, model), getattr(transformers, config)(**sizes)
+    return tiny(lambda: cls._from_config(made, attn_implementation=attention))
 
 
 def ids(b: int, n: int, vocabulary: int = 99) -> Tensor:
@@ -57,15 +57,38 @@ def register(
     inputs: Callable[..., dict[str, Any]],
     sizes: tuple[int, ...],
     second: tuple[int, ...] | None = None,
-    axes: dict[int, str] | dict[str, Any] | None = None,
+    axes: dict[Any, Any] | None = None,
     **options: Any,
 ) -> None:
     """Register the model of `make` on `inputs(*sizes)`, and on `inputs(*second)` with `axes` open.
 
-    axes: for each axis a name, of all inputs alike, or a mapping of these by argument.
+    axes: the open axes, of all inputs alike, or a mapping of these by argument.
     """
     if second is not None:
-        axes = axes or BATCH
-        shapes = axes if all(isinstance(k, str) for k in axes) else dict.fromkeys(inputs(*sizes), axes)
+        given, axes = inputs(*sizes), axes or BATCH
+        own = axes if all(isinstance(k, str) for k in axes) else dict.fromkeys(given, axes)
+        shapes = {k: own.get(k) if isinstance(x, Tensor) else closed(x) for k, x in given.items()}
         options |= {"second": lambda: inputs(*second), "dynamic_shapes": shapes}
-    case(name, family, **options)(lambda: (make(), inputs(*sizes)))
+
+    def build() -> tuple[nn.Module, dict[str, Any]]:
+        model, kwargs = make(), inputs(*sizes)
+        return settled(model, kwargs), kwargs
+
+    case(name, family, **options)(build)
+
+
+def closed(x: Any) -> Any:
+    """No open axes for what is no tensor."""
+    return {k: closed(v) for k, v in x.items()} if isinstance(x, dict) else None
+
+
+@torch.no_grad()
+def settled(model: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
+    """`model` with the statistics of one call in its batch norms: fresh ones let a deep signal die."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        for norm in norms:
+            norm.train().momentum = 1.0
+        model(**kwargs)
+        model.eval()
+    return model
