@@ -217,22 +217,26 @@ class Signature:
         for name, low, high in self.facts:
             if name in env and (env[name] < low or (high is not None and env[name] > high)):
                 limit = f"at least {low}" if high is None else f"{low} to {high}"
-                where = ", ".join(
-                    f"axis {axis} of {spec.path!r}" for spec in self.inputs
-                    for axis, dim in enumerate(spec.type.shape) if _bare(dim) == name
-                )  # fmt: skip
                 raise CaptureError(
-                    f"{name} ({where}) is {env[name]}, captured for {limit}; capture again with other "
+                    f"{self._named(name)} is {env[name]}, captured for {limit}; capture again with other "
                     "bounds or an example of this size"
                 )
         for check in self.checks:
             if check.symbols <= env.keys() and not check.holds(env):
-                sizes = ", ".join(f"{name} = {env[name]}" for name in sorted(check.symbols))
+                sizes = ", ".join(f"{self._named(name)} = {env[name]}" for name in sorted(check.symbols))
                 at = f" (decided at {check.where})" if check.where else ""
                 raise CaptureError(
-                    f"the graph holds where {check}{at}, and this call has {sizes}; optimize again with "
-                    "an example of these sizes"
+                    f"the graph holds where {check}{at}, and this call has {sizes}; for such calls make "
+                    "another: optimize(model, ...) with an example of these sizes"
                 )
+
+    def _named(self, name: str) -> str:
+        """`s1 (axis 1 of 'ids')`: a symbol with the axes that are it."""
+        where = ", ".join(
+            f"axis {axis} of {spec.path!r}" for spec in self.inputs
+            for axis, dim in enumerate(spec.type.shape) if _bare(dim) == name
+        )  # fmt: skip
+        return f"{name} ({where})" if where else name
 
     def verify_aliases(self, tensors: Sequence[torch.Tensor]) -> None:
         """Raise CaptureError when an input that the model writes to shares memory with another."""

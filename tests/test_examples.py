@@ -33,11 +33,12 @@ def test_example(path, tmp_path):
 
 
 def test_there_are_examples():
-    """The six that the README points to."""
+    """The ones that the README points to."""
     assert {path.stem for path in EXAMPLES} >= {
         "compare_and_bisect",
         "optimize_minilm",
         "see_a_graph",
+        "torch_compile",
         "vision_transformer_high_res",
         "write_a_recipe",
         "write_a_rule",
