@@ -7,10 +7,13 @@ Nothing raises: what goes wrong is the status of the result, and its reason.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ from .case import Case, NotBuiltError
 STATUS = ("equal", "differs", "uncaptured", "unbuilt", "crashed")
 """From good to bad. equal: within max(3 x the original's own error, 1e-5) of float64. crashed: an
 error of subquad that is none of its own family, or the end of the process."""
+
+SECONDS = 60.0
+"""Seconds of the processor that one capture with its passes may take."""
 
 DATA = frozenset({"input", "param", "const"})
 
@@ -148,10 +154,13 @@ def run(case: Case) -> Result:
 def _attempt(model: Any, example: Any, kwargs: Any, dynamic_shapes: Any) -> Call:
     start = time.perf_counter()
     try:
-        fast = subquad.optimize(
-            model, (), example, attention="exact", check=False, backend="eager",
-            dynamic_shapes=dynamic_shapes,
-        )  # fmt: skip
+        with at_most(SECONDS):
+            fast = subquad.optimize(
+                model, (), example, attention="exact", check=False, backend="eager",
+                dynamic_shapes=dynamic_shapes,
+            )  # fmt: skip
+    except TooLongError:
+        return Call("uncaptured", f"it takes over {SECONDS:g} s of the processor")
     except CaptureError as error:
         return Call("uncaptured", _told(error))
     except Exception as error:
@@ -183,6 +192,26 @@ def _attempt(model: Any, example: Any, kwargs: Any, dynamic_shapes: Any) -> Call
     wrong = [f"{o.name} is off by {o.optimized.max_abs:.2g}" for o in compared.outputs if not o.within()]
     call.status, call.reason = ("differs", "; ".join(wrong)) if wrong else ("equal", "")
     return call
+
+
+class TooLongError(BaseException):
+    """Time is up. No Exception, so that no retry on the way takes it for one."""
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """A block that raises TooLongError after this much time of the processor. Main thread only."""
+
+    def stop(*_: Any) -> None:
+        raise TooLongError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _call(model: Any, kwargs: Any) -> Any:

@@ -25,8 +25,8 @@ from typing import Any
 from .case import Case, cases
 from .run import Call, Result
 
-SECONDS = 300
-"""A model that takes longer is given up."""
+SECONDS = 900
+"""A process that takes longer is ended."""
 
 MEMORY = 6 << 30
 """Bytes of data a model's process may hold."""

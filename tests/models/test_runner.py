@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .case import LARGEST, Case, NotBuiltError, count, spread, tiny
-from .run import Result, Softmaxes, run
+from .run import Result, Softmaxes, TooLongError, at_most, run
 from .serve import received
 from .table import Row
 
@@ -88,6 +88,15 @@ def test_a_process_that_says_nothing_is_given_up():
     os.write(write, b"text")
     os.close(write)
     assert received(read, time.monotonic() + 60) == "text"
+
+
+def test_a_capture_that_takes_too_long_is_given_up():
+    with pytest.raises(TooLongError), at_most(0.05):
+        while True:
+            try:
+                sum(range(10_000))
+            except Exception:
+                pytest.fail("it is no Exception")
 
 
 def test_a_model_that_is_not_tiny_is_refused_before_it_takes_memory():
