@@ -48,8 +48,9 @@ def test_token_conv(causal, width, each):
         if causal and n > 2:
             close(run(graph, clean[:, :, :2], w, bias, keep[..., :2]), out[:, :, :2])
     assert_linear(graph)
-    plain = graph_of(lambda x, w: P.token_conv(x, w, causal=causal), (1, H, 3, D), w.shape)
-    gradients(plain, draw(1, H, 3, D), w)
+    if width == 4:
+        plain = graph_of(lambda x, w: P.token_conv(x, w, causal=causal), (1, H, 3, D), w.shape)
+        gradients(plain, draw(1, H, 3, D), w)
 
 
 # ---- over the grid -------------------------------------------------------------------------------

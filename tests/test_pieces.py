@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from graphs import N, assert_linear, close, flags, gradients, graph_of, run
 
-from subquad.ir import IRError
-from subquad.ir.ops.attention import linear_attention
+from subquad.ir import OPS, IRError
 from subquad.ir.types import f32
 from subquad.passes.recipes import features as F
 from subquad.passes.recipes import pieces as P
@@ -265,7 +264,7 @@ def test_nystrom_from_its_pieces():
 # ---- chosen blocks -------------------------------------------------------------------------------
 
 
-def np_selected(q, k, v, keep, causal, rest, count=2, scale=0.6):
+def np_selected(q, k, v, keep, causal, rest, count=2, scale=0.6, sinks=0):
     """Block by block, from the cards of Kinetics and PISA."""
     n, c, each = q.shape[2], -(-q.shape[2] // SIZE), H // G
     out = np.zeros((*q.shape[:3], v.shape[3]))
@@ -276,7 +275,7 @@ def np_selected(q, k, v, keep, causal, rest, count=2, scale=0.6):
         for i in range(c):
             mean_q = sum(queries[:, real[i]].reshape(-1, D)) if len(real[i]) else np.zeros(D)
             open_ = [j for j in range(c) if len(real[j]) and (j < i or not causal)]
-            best = sorted(open_, key=lambda j: -(mean_q @ k[b, g, real[j]].mean(0)))[:count]
+            best = sorted(open_, key=lambda j: (j >= sinks, -(mean_q @ k[b, g, real[j]].mean(0))))[:count]
             others = [j for j in open_ if j not in best]
             before = [j for j in range(c) if len(real[j]) and (j < i or not causal)]
             spread = sum(((k[b, g, real[j]] - k[b, g, real[j]].mean(0)).T @ v[b, g, real[j]] for j in before),
@@ -333,6 +332,16 @@ def test_selected_blocks(rest, causal):
     gradients(graph_of(choose, *types), *(x[:1, :1] for x in operands(9)))
 
 
+@BOTH
+def test_sinks_are_always_among_the_selected(causal):
+    """The first block takes one of the places."""
+    how = dict(size=SIZE, count=2, scale=0.6, causal=causal, rest="pooled", sinks=1)
+    graph = graph_of(lambda *x: P.normalised(P.selected(*x, **how)), *TYPES)
+    for n in (1, 6 * SIZE - 1):
+        (q, k, v), keep = operands(n), np.ones((B, 1, 1, n), bool)
+        close(run(graph, q, k, v), np_selected(q, k, v, keep, causal, "pooled", sinks=1))
+
+
 # ---- routing -------------------------------------------------------------------------------------
 
 
@@ -342,7 +351,8 @@ def test_tokens_routed_to_memories():
 
     def mix(logits, q, k, v):
         weights, chosen = P.routing(logits, count)
-        out = linear_attention(P.to_memories(q, None, many), P.to_memories(k, chosen, many),
+        mixer = OPS["linear_attention"]
+        out = mixer(P.to_memories(q, None, many), P.to_memories(k, chosen, many),
                                P.to_memories(v, chosen, many), causal=True, normalize=False)  # fmt: skip
         return P.from_memories(out, weights), weights, P.load_balance(logits, chosen)
 
@@ -391,6 +401,7 @@ def test_padded_tokens_choose_no_memory():
         (lambda *x: P.windowed(*x, size=0, scale=1.0, causal=True), "a positive size"),
         (lambda *x: P.windowed(*x, size=2, scale=1.0, causal=True, kind="round"), "one of terraced"),
         (lambda *x: P.selected(*x, size=2, count=0, scale=1.0, causal=False), "positive"),
+        (lambda *x: P.selected(*x, size=2, count=1, scale=1.0, causal=False, sinks=2), "sinks among"),
         (lambda *x: P.selected(*x, size=2, count=1, scale=1.0, causal=False, rest="all"), "one of none"),
     ],
 )  # fmt: skip

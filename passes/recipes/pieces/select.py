@@ -22,12 +22,13 @@ RESTS = ("none", "pooled", "zeroth", "first")
 
 def selected(
     q: Value, k: Value, v: Value, *, size: int, count: int, scale: float, causal: bool,
-    rest: str = "zeroth", padding: Value | None = None,
+    rest: str = "zeroth", sinks: int = 0, padding: Value | None = None,
 ) -> Part:  # fmt: skip
     """Exact softmax over the `count` best blocks of `size` keys, and what `rest` says for the others.
 
     Blocks are scored by the mean query of a block (over its heads that share a key head too) with the
-    mean key. Causal: only earlier blocks are scored, and the own block is always exact as well.
+    mean key; the first `sinks` blocks come before all others (arXiv:2309.17453). Causal: only earlier
+    blocks are scored, and the own block is always exact as well.
     rest: "none" leaves the others out (Kinetics, arXiv:2506.05333); "pooled" takes them as one key and
     value, their means; "zeroth" each block as its mean key and value; "first" adds the linear term of
     the deviations of keys, by one matrix for all blocks (all earlier ones), as PISA does.
@@ -36,8 +37,9 @@ def selected(
     n m (d + e) / size for "zeroth" and "first": linear only while n is far below count size^3, or
     count size^2.
     """
-    if rest not in RESTS or size < 1 or count < 1:
-        raise IRError(f"size={size}, count={count}, rest={rest!r}: positive, and one of {', '.join(RESTS)}")
+    if rest not in RESTS or size < 1 or count < 1 or not 0 <= sinks <= count:
+        given = f"size={size}, count={count}, sinks={sinks}, rest={rest!r}"
+        raise IRError(f"{given}: positive, sinks among the count, and one of {', '.join(RESTS)}")
     each, n, m = heads(q, k, v), q.shape[2], k.shape[2]
     if causal and n != m:
         raise IRError(f"causal=True needs as many queries as keys, not {n} and {m}")
@@ -53,6 +55,8 @@ def selected(
     if causal:
         choice = logical_and(choice, _earlier(c))
     score = matmul(sum_(seen, dim=(3,)), swap(means[0]))
+    if sinks:
+        score = where(lt(arange(start=0, end=k.shape[2], dtype=i64), sinks), -LOWEST, score)
     best, place = topk(where(choice, score, LOWEST), k=count, dim=3)  # [b, g, c, count]
     picked = gt(best, 0.5 * LOWEST)
 
