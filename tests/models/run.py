@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,24 +134,31 @@ class Softmaxes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def run(case: Case) -> Result:
-    """The result of a case, in this process."""
+def run(case: Case, once: bool = False) -> Result:
+    """The result of a case, in this process; with `once` both calls are of one capture, the open one."""
     result = Result(case.name, case.family, Call("unbuilt"))
     try:
         model, kwargs = case.build()
         with Softmaxes() as softmaxes:
-            _call(model, kwargs)
+            outputs = leaves(_call(model, kwargs))
+        for name, x in outputs.items():
+            if isinstance(x, torch.Tensor) and x.numel() and not x.isfinite().any():
+                raise NotBuiltError(f"nothing in {name} is finite: there is nothing to compare")
     except Exception as error:
         result.first.reason = _told(error)
         return result
     result.softmaxes = softmaxes.count
-    result.first = _attempt(model, kwargs, kwargs, None)
+    if once and case.second is not None:
+        result.first, result.second = _attempt(model, kwargs, case.dynamic_shapes, kwargs, case.second())
+        return result
+    (result.first,) = _attempt(model, kwargs, None, kwargs)
     if case.second is not None:
-        result.second = _attempt(model, kwargs, case.second(), case.dynamic_shapes)
+        (result.second,) = _attempt(model, kwargs, case.dynamic_shapes, case.second())
     return result
 
 
-def _attempt(model: Any, example: Any, kwargs: Any, dynamic_shapes: Any) -> Call:
+def _attempt(model: Any, example: Any, dynamic_shapes: Any, *calls: Any) -> list[Call]:
+    """One capture from `example`, and what came of each call."""
     start = time.perf_counter()
     try:
         with at_most(SECONDS):
@@ -160,11 +167,11 @@ def _attempt(model: Any, example: Any, kwargs: Any, dynamic_shapes: Any) -> Call
                 dynamic_shapes=dynamic_shapes,
             )  # fmt: skip
     except TooLongError:
-        return Call("uncaptured", f"it takes over {SECONDS:g} s of the processor")
+        return [Call("uncaptured", f"it takes over {SECONDS:g} s of the processor") for _ in calls]
     except CaptureError as error:
-        return Call("uncaptured", _told(error))
+        return [Call("uncaptured", _told(error)) for _ in calls]
     except Exception as error:
-        return Call("crashed", _told(error, at=True))
+        return [Call("crashed", _told(error, at=True)) for _ in calls]
     total = time.perf_counter() - start
     steps = fast.log.steps
     spent = Counter[str]()
@@ -177,6 +184,11 @@ def _attempt(model: Any, example: Any, kwargs: Any, dynamic_shapes: Any) -> Call
         seconds={"capture": total - sum(spent.values()), **spent},
         undone=[f"{step.name}: {step.undone}" for step in steps if step.undone],
     )
+    return [_held(model, fast, replace(call), kwargs) for kwargs in calls]
+
+
+def _held(model: Any, fast: Any, call: Call, kwargs: Any) -> Call:
+    """`call` with the errors of both models on `kwargs`."""
     try:
         compared = subquad.compare(model, fast, (), kwargs, repeats=0)
         theirs, ours = (leaves(_call(m, kwargs)) for m in (model, fast))

@@ -37,8 +37,8 @@ class Server(contextlib.AbstractContextManager["Server"]):
 
     process: subprocess.Popen[str] | None = None
 
-    def run(self, case: Case) -> Result:
-        """The result of a case, whatever it does. Raises RuntimeError where no case can be run."""
+    def run(self, case: Case, once: bool = False) -> Result:
+        """The result of `run.run`, whatever the case does. Raises RuntimeError where no case can be run."""
         if self.process is None or self.process.poll() is not None:
             package = __name__.rpartition(".")[0]
             root = Path(__file__).parents[len(package.split("."))]
@@ -48,7 +48,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
             )  # fmt: skip
         process: Any = self.process
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(f"{case.id}\n")
+            process.stdin.write(f"{case.id} {int(once)}\n")
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
@@ -86,14 +86,14 @@ def serve() -> None:
     os.dup2(nowhere, 2)
     gc.freeze()  # or the first collection of every child would copy what they all share
     for line in sys.stdin:
-        id = line.strip()
+        id, once = line.split()
         read, write = os.pipe()
         child = os.fork()
         if not child:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             try:
                 with os.fdopen(write, "w") as file:
-                    file.write(run(known[id]).to_json())
+                    file.write(run(known[id], once == "1").to_json())
             finally:
                 os._exit(0)
         os.close(write)

@@ -41,9 +41,10 @@ def attend(fault="", **options):
     return Case("attend", "encoder", build, **options)
 
 
-def test_a_model_that_is_equal():
+@pytest.mark.parametrize("once", [False, True])
+def test_a_model_that_is_equal(once):
     open_ = dict(second=lambda: {"x": torch.randn(3, 9, 8)}, dynamic_shapes={"x": {0: "b", 1: "n"}})
-    result = run(attend(**open_))
+    result = run(attend(**open_), once)
     assert result.first.status == result.second.status == "equal"
     assert result.softmaxes == result.first.recognised == 1
     assert result.first.masks == result.second.masks == {"causal": 1}
