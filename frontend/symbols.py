@@ -141,9 +141,9 @@ class Names:
             if kind != "TruncToInt":  # torch.arange(0.5, n) has ceil(n - 0.5) elements
                 return whole + (math.ceil(rest) if kind == "CeilToInt" else math.floor(rest))
         if kind == "Piecewise":  # a truth value as a number: 1 where Eq(u, 1), 0 elsewhere
-            (one, condition), *rest = (part.args for part in expr.args)
-            symbols_ = {getattr(arg, "name", "") for arg in condition.args}
-            if one == 1 and symbols_ & self.truths and str(rest) == "[(0, True)]":
+            (one, condition), *others = (part.args for part in expr.args)
+            named = {getattr(arg, "name", "") for arg in condition.args}
+            if one == 1 and named & self.truths and str(others) == "[(0, True)]":
                 return self.expression(condition.args[0])
         if kind == "Pow" and getattr(expr.args[1], "is_Integer", False) and int(expr.args[1]) > 0:
             base = self.expression(expr.args[0])
