@@ -55,7 +55,7 @@ def _cell(row: Row | None) -> str:
         return "the class refuses SDPA"
     if row.status != "equal":
         return row.status
-    found, _, ran = row.sites
+    found, *_, ran = row.sites
     return f"{found} of {ran}: {re.sub(r' [0-9]+', '', row.masks)}"
 
 

@@ -43,7 +43,7 @@ DATA = frozenset({"input", "param", "const"})
 class Call:
     """One capture and one call. Errors are largest differences to the float64 run of the original.
 
-    bits: equal to the original bit for bit. sites: path, mask, q_heads, kv_heads, decision, reason.
+    bits: equal to the original bit for bit. sites: path, mask, q_heads, kv_heads, status, reason.
     ops: before and after the passes. seconds: capture, and each pass by name. undone: what passes
     raised.
     """
@@ -62,12 +62,20 @@ class Call:
     @property
     def recognised(self) -> int:
         """Sites that are attention."""
-        return sum(decision == "attention" for *_, decision, _ in self.sites)
+        return self._sites("attention")
 
     @property
-    def explained(self) -> int:
-        """Sites that are not attention, with the reason."""
-        return sum(decision != "attention" and bool(why) for *_, decision, why in self.sites)
+    def kept(self) -> int:
+        """Sites that are attention in a spelling that stays as it is, with the reason."""
+        return self._sites("kept")
+
+    @property
+    def others(self) -> int:
+        """Softmaxes that are no attention, with the reason: routers, mixtures."""
+        return self._sites("not attention")
+
+    def _sites(self, wanted: str) -> int:
+        return sum(s == wanted and (wanted == "attention" or bool(why)) for *_, s, why in self.sites)
 
     @property
     def passes(self) -> float:
@@ -239,7 +247,7 @@ def _same(x: Any, y: Any) -> bool:
 
 
 def _site(site: Any) -> tuple[str, str, str, str, str, str]:
-    return (site.path, site.mask, str(site.q_heads), str(site.kv_heads), site.decision, site.reason)
+    return (site.path, site.mask, str(site.q_heads), str(site.kv_heads), site.status, site.reason)
 
 
 def _size(graph: Any) -> int:

@@ -12,10 +12,10 @@ from .run import Result
 
 COLUMNS = (
     "family", "models", "built", "captured", "equal", "bit for bit", "worst error", "softmaxes",
-    "recognised", "explained", "missed", "second shape", "capture s", "passes s",
+    "attention", "kept", "no attention", "missed", "second shape", "capture s", "passes s",
 )  # fmt: skip
-"""explained: left as they are, with a reason. missed: softmaxes that are not among the sites. second
-shape: equal of those tried, left-padded for language models. Seconds are medians."""
+"""kept: attention in a spelling that stays, with a reason. missed: softmaxes that are not among the sites.
+second shape: equal of those tried, left-padded for language models. Seconds are medians."""
 
 
 def rows(results: Iterable[Result]) -> list[tuple[str, ...]]:
@@ -50,7 +50,11 @@ def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
     firsts = [r.first for r in results]
     ran = [call for call in firsts if call.status in ("equal", "differs")]
     seconds = [r.second for r in results if r.second is not None and r.first in ran]
-    missed = sum(max(0, r.softmaxes - len(r.first.sites)) for r in results if r.first in ran)
+    missed = sum(
+        max(0, r.softmaxes - r.first.recognised - r.first.kept - r.first.others)
+        for r in results
+        if r.first in ran
+    )
     errors = [call.error for call in ran if call.error is not None]
     figures = (
         len(results),
@@ -61,7 +65,8 @@ def _row(name: str, results: Sequence[Result]) -> tuple[str, ...]:
         error(max(errors, default=None)),
         sum(r.softmaxes for r in results if r.first in ran),
         sum(call.recognised for call in ran),
-        sum(call.explained for call in ran),
+        sum(call.kept for call in ran),
+        sum(call.others for call in ran),
         missed,
         f"{sum(call.status == 'equal' for call in seconds)} of {len(seconds)}" if seconds else "-",
         f"{median(call.seconds['capture'] for call in ran):.2f}" if ran else "-",

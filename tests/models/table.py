@@ -15,7 +15,7 @@ LONGEST = 200
 
 HEADER = """\
 # What every model of the zoo comes to, rewritten by `python -m tests.models --accept`.
-# id | status | recognised + explained / softmaxes run | masks | query/key heads | second shape | reason
+# id | status | attention + kept + none / softmaxes run | masks | query/key heads | second shape | reason
 """
 
 
@@ -23,14 +23,15 @@ HEADER = """\
 class Row:
     """A line of the table.
 
-    sites: attentions recognised, softmaxes left with a reason, softmaxes that the original ran.
+    sites: attentions recognised, attentions kept as they are written, softmaxes that are none (both with
+    a reason), and softmaxes that the original ran.
     masks, heads: of the attentions. second: status of the call at another shape, "-" where there is
     none, and its masks where they are others. reason: why the status is not "equal".
     """
 
     id: str
     status: str
-    sites: tuple[int, int, int]
+    sites: tuple[int, int, int, int]
     masks: str
     heads: str
     second: str
@@ -47,13 +48,13 @@ class Row:
         if second is not None and second.reason not in ("", first.reason):
             why.append(f"second: {second.reason}")
         return Row(
-            result.id, first.status, (first.recognised, first.explained, result.softmaxes),
+            result.id, first.status, (first.recognised, first.kept, first.others, result.softmaxes),
             _masks(first), first.heads or "-", other, "; ".join(why)[:LONGEST],
         )  # fmt: skip
 
     def __str__(self) -> str:
-        found, explained, ran = self.sites
-        sites = f"{found} + {explained} / {ran}"
+        *found, ran = self.sites
+        sites = f"{' + '.join(map(str, found))} / {ran}"
         cells = (self.id, self.status, sites, self.masks, self.heads, self.second, self.reason)
         return " | ".join(cells).rstrip(" |")
 
@@ -61,9 +62,8 @@ class Row:
     def parse(line: str) -> Row:
         """The row of a line."""
         cells = [cell.strip() for cell in line.split(" | ", 6)]
-        found, rest = cells[2].split(" + ")
-        explained, ran = rest.split(" / ")
-        sites = (int(found), int(explained), int(ran))
+        found, kept, others, ran = map(int, cells[2].replace("+", " ").replace("/", " ").split())
+        sites = (found, kept, others, ran)
         return Row(cells[0], cells[1], sites, *cells[3:6], *(cells[6:] or [""]))
 
     def worse_than(self, old: Row) -> list[str]:

@@ -65,18 +65,18 @@ def test_results_and_lines_read_back():
     result = run(attend())
     assert Result.from_json(result.to_json()) == result
     row = Row.of(result)
-    assert str(row) == "encoder/attend | equal | 1 + 0 / 1 | causal 1 | 1/1 | -"
+    assert str(row) == "encoder/attend | equal | 1 + 0 + 0 / 1 | causal 1 | 1/1 | -"
     assert Row.parse(str(row)) == row
     row = replace(row, second="uncaptured", reason="second: it branches")
     assert Row.parse(str(row)) == row
 
 
 @pytest.mark.parametrize("change", [
-    dict(status="uncaptured"), dict(sites=(1, 1, 2)), dict(masks="dense 2"), dict(second="uncaptured"),
+    dict(status="uncaptured"), dict(sites=(1, 1, 0, 2)), dict(masks="dense 2"), dict(second="uncaptured"),
     dict(second="equal (dense 2)"),
 ])  # fmt: skip
 def test_a_row_that_gets_worse(change):
-    row = Row("encoder/x", "equal", (2, 0, 2), "causal 2", "4/4", "equal", "")
+    row = Row("encoder/x", "equal", (2, 0, 0, 2), "causal 2", "4/4", "equal", "")
     assert row.worse_than(row) == []
     assert replace(row, **change).worse_than(row)
 
