@@ -31,6 +31,7 @@ NOT_COVERED = {
 
 INFINITE = {
     "attention": "sums of infinities", "linear_attention": "sums of infinities",
+    "linear_scan": "decays that are infinite",
     "convolution": "whether padding is multiplied or skipped", "max_pool2d": "torch-mlir skips NaN",
     "sign": "torch and torch-mlir give 0 for NaN, numpy NaN",
     "sort": "torch-mlir has no place for NaN", "topk": "torch-mlir has no place for NaN",

@@ -172,7 +172,8 @@ class Emitter(Lowering):
             return self.write(op, overload, [x, indices, values, op.attrs["accumulate"]], {})
         for name in op.defn.aten:
             overload = find_overload(name)
-            fitted = overload and name not in UNSAFE and self.fit(op, overload, operands)
+            known = overload and overload.namespace == "aten" and name not in UNSAFE
+            fitted = known and self.fit(op, overload, operands)
             if fitted:
                 return self.write(op, overload, *fitted)
         if op.defn.body is not None:

@@ -53,8 +53,8 @@ def linear_scan(
     place = index.arange(start=0, end=n, dtype=i64)
     source, target = (shape.reshape(place, shape=s) for s in ((n, 1, 1), (1, n, 1)))
     between = e.where(e.lt(source, target), _stacked(f, axis), 1.0)  # [..., source, target, d]
-    share = e.where(e.le(source, target), r.cumprod(between, dim=axis + 1), 0.0)
-    out = r.sum_(share * shape.reshape(y, shape=(*x.shape[:-2], n, 1, x.shape[-1])), dim=(axis,))
+    share = r.cumprod(between, dim=axis + 1) * shape.reshape(y, shape=(*x.shape[:-2], n, 1, x.shape[-1]))
+    out = r.sum_(e.where(e.le(source, target), share, 0.0), dim=(axis,))
     if initial is not None:
         start = shape.reshape(wide(initial), shape=(*x.shape[:-2], 1, x.shape[-1]))
         out = out + r.cumprod(f, dim=axis) * start
