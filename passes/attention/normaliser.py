@@ -83,7 +83,7 @@ def _with_sink(x: Value, y: Value, dim: int, graph: Graph) -> Normaliser | No:
         if user.name == "slice" and user.attrs["dim"] == dim:
             if ends != (start, start + scores.shape[dim], 1):
                 return No("other weights than those of the keys are taken beside a sink", y)
-            if len(users) > 1:
+            if len(users) > 1 or any(y is out for out in (*graph.outputs, *graph.updates.values())):
                 kept = No("its weights are used elsewhere too", y)
             return Normaliser(scores, user.results[0], dim, sink, kept)
     return No("a score is joined to those of the keys, and its weight is not dropped", y)
@@ -150,7 +150,7 @@ def _spelled(z: Value, dim: int, others: list[Value], y: Value) -> Normaliser | 
     if z.op.name == "sub" and z.op.args[1].rank == z.rank and z.op.args[1].shape[dim] == 1:
         x, off = z.op.args
     kept = None
-    if off is None and not _bound(z) <= SAFE:
+    if not (_bound(z) <= SAFE if off is None else _covers(off, x, dim)):
         kept = No("exp without its row's maximum taken off overflows where softmax does not", y)
     if not others:
         return Normaliser(x, y, dim, None, kept)
@@ -167,6 +167,15 @@ def _spelled(z: Value, dim: int, others: list[Value], y: Value) -> Normaliser | 
     if sink is None or more:
         return No("what is added to the sum of exponentials is no score of a sink", other)
     return Normaliser(x, y, dim, sink, kept)
+
+
+def _covers(off: Value, x: Value, dim: int) -> bool:
+    """Whether `off` is at least the row's maximum of x."""
+    op = off.op
+    while op.name in ("detach", "maximum", "relu") or (op.name == "clamp" and op.attrs["max"] is None):
+        here = next((v for v in op.operands if v.op.name != "const"), op.args[0])
+        op = here.op
+    return op.name == "amax" and op.args[0] is x and op.attrs["dim"] == (dim,) and op.attrs["keepdim"]
 
 
 def _bound(x: Value) -> float:

@@ -15,7 +15,7 @@ from ..masks import AS_GOOD_AS_INFINITE, uniform
 from .axes import Atom, Axes, Axis, Labelled, aligned, arranged, behind, fresh, leaves, stripped
 from .call import called, is_call
 from .normaliser import Normaliser, normaliser
-from .scores import Scores, Term, scores
+from .scores import LOW_ENOUGH, Scores, Term, scores
 from .simplify import simplified
 from .weights import Reached, reached
 
@@ -48,14 +48,17 @@ def examine(softmax: Op, graph: Graph) -> Attention | No:
     if not frame[norm.dim]:
         return No("it has one key only: its weights are all 1", norm.y)
     (key,) = frame[norm.dim]
-    met = reached(weights, frame, norm.dim, graph)
+    try:
+        met = reached(weights, frame, norm.dim, graph)
+        found = scores(Labelled(norm.x, frame), key)
+    except RecursionError:
+        return No("hundreds of ops stand between it and its products", norm.y)
     if met is None:
         names = sorted({user.name for user in graph.uses(norm.y)})
         readers = ", ".join(names) or "it is an output"
         return No(f"its weights meet no matrix product with values (they go into: {readers})", norm.y)
     if isinstance(met, No):
         return met
-    found = scores(Labelled(norm.x, frame), key)
     if isinstance(found, No):
         return found
     try:
@@ -204,6 +207,8 @@ def _joined(found: Scores, met: Reached, places: Sequence[Sequence[Atom]]) -> tu
         return own if lead >= 0 and (1,) * lead + own.shape == value.shape else value
 
     lows = {low for _, low in found.kept}
+    if lows and not max(lows) <= LOW_ENOUGH:
+        return No(f"masked scores are {max(lows):g}, which still leaves them some weight", found.product)
     empty = "nan"
     keep: Value | None = None
     added = [placed(x) for x in found.added]

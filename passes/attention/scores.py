@@ -118,7 +118,7 @@ def _scaled(x: Labelled, key: Atom) -> Scores | No:
             return No(f"the scores are {what} before they are scaled by a tensor", x.value)
         found.factors.append((factor, not divides))
         return found
-    if not math.isfinite(number) or (divides and number == 0):
+    if not math.isfinite(number) or number == 0:
         return No(f"the scores are scaled by {number}", x.value)
     by = 1 / number if divides else float(number)
     if found.kept and by <= 0:
@@ -168,7 +168,8 @@ def _joined(found: Scores, other: Value, x: Labelled, key: Atom) -> bool:
     more = scores(aligned(other, x.axes), key)
     if isinstance(more, No) or more.masked or more.factors or more.softcap is not None:
         return False
-    alike = all(set(leaves(found.rows)) <= set(term.q.atoms) for term in more.terms)
+    rows = set(leaves(found.rows))
+    alike = all(rows <= set(term.q.atoms) and not rows & set(term.k.atoms) for term in more.terms)
     if not alike or found.kept or found.factors or found.softcap is not None:
         return False
     found.terms += more.terms
@@ -250,7 +251,7 @@ def _distance(x: Value) -> int:
         ahead = [v for value in level if value.op.name in _STEPPED for v in value.op.operands]
         level = [v for v in dict.fromkeys(ahead) if v not in seen]
         seen.update(level)
-        if not level:
+        if not level or len(seen) > _FAR:
             break
     return _FAR
 

@@ -89,7 +89,7 @@ def _dropped(op: Op) -> float | None:
     return None
 
 
-_MEETS_NO_VALUES = frozenset({"topk", "sort", "argmax", "gather", "log", "amax", "slice"})
+_MEETS_NO_VALUES = frozenset({"topk", "sort", "argmax", "gather", "log", "amax"})
 
 _WHY_NOT = {
     "mul": "are multiplied after the softmax",
@@ -98,6 +98,7 @@ _WHY_NOT = {
     "sub": "are added to others before they meet the values: subtract their results instead",
     "linear": "are mixed by weights of the model (talking heads)",
     "convolution": "are mixed by a convolution (talking heads)",
+    "slice": "are cut into blocks that meet values of their own (block-sparse attention)",
     "opaque": "go into an op that has no meaning here",
 }
 
