@@ -302,6 +302,25 @@ def test_alibi_both_ways():
     assert proved(lambda s: where(s.near(3), s.distance(), LOW), "window+alibi").symmetric
 
 
+def test_what_is_zero_where_it_is_not_masked():
+    """inverted.masked_fill(inverted.bool(), low): where it is not masked, what is left is 0."""
+    for dtype in (i64, f32):
+
+        def build(s, dtype=dtype):
+            inverted = 1.0 - cast(reshape(s.input("kept", dtype, B, M), shape=(B, 1, 1, M)), dtype=f32)
+            return where(cast(inverted, dtype=bool_), LOW, inverted)
+
+        proved(build, "padding")
+
+
+def test_an_integer_mask_times_a_low_number_is_a_bias():
+    """(1 - mask) * low is padding only if the mask holds 0 and 1, which no integer input proves."""
+    build = lambda s: (1.0 - cast(s.input("kept", i64, B, 1, 1, M), dtype=f32)) * LOW  # noqa: E731
+    with building():
+        found = classify(build(Scores()))
+    assert (found.kind, found.bias.shape) == ("bias", (B, 1, 1, M)) and "input 'kept'" in found.reason
+
+
 def test_shifted_windows():
     """Swin: tokens of one window see each other if they were neighbours before the shift."""
 

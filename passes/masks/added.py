@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ...ir import Value
 from ...ir.dims import at_least
@@ -30,7 +31,7 @@ from .terms import (
 )
 
 Signed = list[tuple[int, Term]]
-Product = tuple[Term, ...]
+Product = tuple[Any, ...]
 
 
 class Added:
@@ -117,7 +118,7 @@ class Added:
         for c, p in along_keys:
             part = whole(int(c))
             for x in p:
-                part = product(part, one(x))  # type: ignore[arg-type]
+                part = product(part, one(x))
             where = plus(where, part)
         return replace(mask, slopes=self.slopes(slope, 1.0), positions=along(made(where, i64), 0, 3))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from .terms import (
     Apply,
     Choice,
     Condition,
+    Eq,
     Is,
     Item,
     Known,
+    Not,
     Number,
     Sum,
     Term,
@@ -75,20 +78,23 @@ def two_valued(x: Term) -> tuple[Condition, float, float] | None:
         atoms = [(p, c) for p, c in x.terms if p]
         if len(atoms) == 1 and len(atoms[0][0]) == 1 and isinstance(atoms[0][1], int):
             inner = two_valued(atoms[0][0][0]) if isinstance(atoms[0][0][0], Choice) else None
-            if inner is not None and isinstance(x.start, int):
-                return inner[0], *(x.start + atoms[0][1] * v for v in inner[1:])
+            start, times = x.start, atoms[0][1]
+            if inner is not None and isinstance(start, int):
+                return inner[0], start + times * inner[1], start + times * inner[2]
     return None
 
 
 def combined(op: Op, args: Sequence[Term]) -> Term:
     """The result of an elementwise op on formulas."""
     name, out = op.name, op.types[0].dtype
+    found: Term | None
     dtypes = tuple(v.dtype for v in op.args)
     if name == "cast":
         return converted(args[0], dtypes[0], out)
     if name == "where":
+        c: Any = args[0]
         a, b = (converted(x, d, out) for x, d in zip(args[1:], dtypes[1:], strict=True))
-        return choice(args[0], a, b)  # type: ignore[arg-type]
+        return choice(c, _where_zero(c, a), _where_zero(negated(c), b))
     if name in LOGIC:
         return LOGIC[name](*args)
     if name in COMPARES:
@@ -103,6 +109,16 @@ def combined(op: Op, args: Sequence[Term]) -> Term:
     if found is not None:
         return found
     return sorted_(apply(name, tuple(args), dtypes, **op.attrs), out)
+
+
+def _where_zero(c: Condition, x: Term) -> Term:
+    """x where c holds: the number 0 if that is what c says, as in where(x != 0, low, x)."""
+    exact = None if isinstance(x, (Sum, Number)) else whole_of(x)
+    zero = isinstance(c, Eq) and exact is not None and c.sum in (exact, scaled(exact, -1))
+    test = c.condition.atom if isinstance(c, Not) and isinstance(c.condition, Is) else None
+    if isinstance(test, Apply) and test.name == "cast" and test.args == (x,):
+        zero = True
+    return Number(0.0) if zero else x
 
 
 def _tabulated(op: Op, args: Sequence[Term]) -> Term | None:

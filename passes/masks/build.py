@@ -85,9 +85,8 @@ def _sum(x: Sum) -> Value:
 
 
 def _axis(axis: Axis) -> Value:
-    shape = [1, 1, 1, 1]
-    shape[axis.place] = axis.size  # type: ignore[call-overload]
-    return reshape(arange(end=axis.size, dtype=i64), shape=tuple(shape))
+    shape = tuple(axis.size if place == axis.place else 1 for place in range(4))
+    return reshape(arange(end=axis.size, dtype=i64), shape=shape)
 
 
 def _item(item: Item) -> Value:

@@ -68,7 +68,7 @@ def some(parts: Iterable[Condition]) -> Condition:
 
 def _joined(parts: Iterable[Condition], kind: Any, other: Any) -> Condition:
     absorbing = Known(kind is Some)
-    found: set[Condition] = set()
+    found: set[Any] = set()
     for part in parts:
         if isinstance(part, Known):
             if part == absorbing:
@@ -151,7 +151,7 @@ def choice(c: Condition, a: Term, b: Term) -> Term:
     return one(found) if isinstance(a, Sum) else found
 
 
-def _chosen(x: Term) -> Term:
+def _chosen(x: Term) -> Any:
     """The choice that x is, through an integer that is nothing else."""
     if isinstance(x, Sum) and len(x.terms) == 1:
         ((atoms, c),) = x.terms

@@ -85,7 +85,7 @@ class Sum:
 
     def linear(self) -> dict[Atom, Dim] | None:
         """Coefficients by atom; None when atoms are multiplied."""
-        found = {}
+        found: dict[Atom, Dim] = {}
         for product, c in self.terms:
             if len(product) > 1:
                 return None
@@ -231,11 +231,8 @@ def divisor(atom: Term) -> Dim | None:
 
 def quotient(x: Sum, by: Dim, dtype: DType) -> Sum:
     """x // by, rounded down, for by >= 1."""
-    multiples, rest = [], []
-    for atoms, c in x.terms:
-        share = floordiv(c, by) if atoms else 0
-        (multiples if atoms and share * by == c else rest).append((atoms, c))
-    out, left = collected((p, floordiv(c, by)) for p, c in multiples), collected(rest)
+    multiples = {(atoms, c) for atoms, c in x.terms if atoms and floordiv(c, by) * by == c}
+    out, left = collected((p, floordiv(c, by)) for p, c in multiples), Sum(x.terms - multiples)
     constant = left.constant
     if constant is not None:
         return plus(out, whole(floordiv(constant, by)))
