@@ -225,7 +225,7 @@ class _Importer:
 
         Of a truth value the symbol is 0 or 1, and what is known of it is that it is 1.
         """
-        fake = node.meta.get("val")
+        fake: Any = node.meta.get("val")
         truth = self.names.truth(fake.node.expr) if isinstance(fake, torch.SymBool) else None
         if not isinstance(fake, torch.SymInt) and truth is None:
             if isinstance(fake, (bool, int, float)):

@@ -26,13 +26,18 @@ def translation(b: int, n: int, m: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-OPEN = {"input_ids": TOKENS, "attention_mask": TOKENS, "decoder_input_ids": TOKENS}
+OPEN = dict.fromkeys(("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"), TOKENS)
 
 
 def whole(b: int, n: int, m: int) -> dict[str, Any]:
     """`translation` without padding."""
     found = translation(b, n, m)
     return {**found, "attention_mask": torch.ones_like(found["attention_mask"])}
+
+
+def masked(b: int, n: int, m: int) -> dict[str, Any]:
+    """`translation` with a mask of the target, without which some models look for padding themselves."""
+    return {**translation(b, n, m), "decoder_attention_mask": torch.ones(b, m, dtype=torch.int64)}
 
 
 def seq2seq(
@@ -71,7 +76,8 @@ seq2seq("plbart", "PLBartModel", "PLBartConfig")
 seq2seq("mvp", "MvpModel", "MvpConfig")
 seq2seq("led", "LEDModel", "LEDConfig", n=16, more=16, attention_window=4, max_encoder_position_embeddings=64,
         max_decoder_position_embeddings=64)  # fmt: skip
-seq2seq("fsmt", "FSMTModel", "FSMTConfig", src_vocab_size=99, tgt_vocab_size=99, langs=["en", "de"])
+seq2seq("fsmt", "FSMTModel", "FSMTConfig", inputs=masked, src_vocab_size=99, tgt_vocab_size=99,
+        langs=["en", "de"])  # fmt: skip
 seq2seq("prophetnet", "ProphetNetModel", "ProphetNetConfig", base={}, vocab_size=99, hidden_size=32,
         encoder_ffn_dim=48, decoder_ffn_dim=48, num_encoder_layers=2, num_decoder_layers=2,
         num_encoder_attention_heads=4, num_decoder_attention_heads=4, max_position_embeddings=64,
