@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from graphs import N, assert_linear, close, flags, gradients, graph_of, run
+import torch
+from graphs import N, assert_linear, close, compiled, flags, gradients, graph_of, run
 
-from subquad.ir import OPS, IRError
-from subquad.ir.types import f32
+from subquad.ir import OPS, IRError, TensorType, evaluate, symbol
+from subquad.ir.types import bf16, f32
 from subquad.passes.recipes import features as F
 from subquad.passes.recipes import pieces as P
 
@@ -172,14 +173,40 @@ def test_a_linear_part_stands_on_the_level_it_is_given():
 
 def test_narrow_operands_sum_in_f32():
     """Parts are f32 whatever the operands are, and the result takes the dtype asked for."""
-    from subquad.ir import TensorType
-    from subquad.ir.types import bf16
-
     types = [TensorType(bf16, (1, 2, N, D))] * 3
     graph = graph_of(lambda q, k, v: P.windowed(q, k, v, size=2, scale=1.0, causal=True), *types)
     assert [x.dtype for x in graph.outputs] == [f32] * 3
     graph = graph_of(lambda q, k, v: P.merge(P.few(q, k, v, scale=1.0), dtype=q.dtype), *types)
     assert graph.outputs[0].dtype is bf16
+
+
+NARROW = {
+    "windowed": lambda q, k, v, p: P.normalised(
+        P.windowed(q, k, v, size=SIZE, scale=0.6, causal=True, padding=p)),
+    "far": lambda q, k, v, p: P.far(
+        F.elu1(q), F.elu1(k), v, size=SIZE, causal=False, kind="sliding", padding=p)[0],
+    "few": lambda q, k, v, p: P.normalised(P.few(q, k, v, scale=0.6, padding=p)),
+    "selected": lambda q, k, v, p: P.normalised(
+        P.selected(q, k, v, size=SIZE, count=2, scale=0.6, causal=True, padding=p)),
+    "segment_means": lambda q, k, v, p: P.segment_means(v, 3, p)[0],
+    "affinity": lambda q, k, v, p: P.affinity(q, k, scale=0.6, padding=p),
+    "filtered": lambda q, k, v, p: P.filtered(k, v, E - 1),
+    "hedgehog": lambda q, k, v, p: F.hedgehog(q, P.zeros(q.dtype, D, E) + 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_narrow_operands_and_an_open_batch(name):
+    """In bf16 torch is as near to the oracle as bf16 is; batch and length are told by the operands."""
+    b = symbol("b")
+    types = [TensorType(bf16, (b, heads, N, d)) for heads, d in ((H, D), (G, D), (G, E))]
+    graph = graph_of(NARROW[name], *types, flags(b, 1, 1, N))
+    keep = padding(9)
+    arrays = [np.round(x * 8) / 8 for x in operands(9)]  # what bf16 holds exactly
+    (expected,), _ = evaluate(graph, [*arrays, keep])
+    tensors = [torch.from_numpy(x).bfloat16() for x in arrays] + [torch.from_numpy(keep)]
+    actual = compiled(graph)(tensors, {})[0][0]
+    close(actual.double().numpy(), expected, 2**-6)
 
 
 # ---- landmarks -----------------------------------------------------------------------------------

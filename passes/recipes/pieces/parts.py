@@ -102,7 +102,8 @@ def few(q: Value, k: Value, v: Value, *, scale: float, padding: Value | None = N
         bias: Value | None = None) -> Part:  # fmt: skip
     """Exact softmax of q [b, h, n, d] over few keys k [b, g, m, d], v [b, g, m, e]: cost n m.
 
-    For agents, landmarks, pooled windows, compressed keys, and for few queries over many keys.
+    For agents, landmarks, pooled windows, compressed keys, and for few queries over many keys. Where
+    nothing is merged with it the op `attention` says the same, and backends have a kernel for that.
     padding: bool [b or 1, 1, 1, m], True for keys that count. bias: added to the scores,
     broadcast to [b, h, n, m].
     """
