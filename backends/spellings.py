@@ -74,7 +74,12 @@ def attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
 @spelling("linear_attention")
 def linear_attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node:
     """The chunked custom op of this package."""
-    return to.call(torch.ops.subquad.linear_attention.default, *map(to.tensor, operands), **op.attrs)
+    attrs, given = dict(op.attrs), [None if x is None else to.tensor(x) for x in operands]
+    ops = torch.ops.subquad
+    overload = ops.linear_attention_final if attrs.pop("final") else ops.linear_attention
+    names = ("decay", "beta", "state", "segments")
+    attrs.update((name, x) for name, x in zip(names, given[3:]) if x is not None)
+    return to.call(overload.default, *given[:3], **attrs)
 
 
 @spelling("index_put")

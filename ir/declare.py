@@ -75,16 +75,18 @@ def composite(
     aten: str | tuple[str, ...] = (),
     flops: Callable[..., Dim] | None = None,
     numpy: Callable[..., Any] | None = None,
+    infer: Callable[..., Any] | None = None,
 ) -> Any:
     """Declare an op by its body, a plain function over other ops.
 
     aten: overloads that compute the same thing in one call. numpy: a second meaning that tests hold
-    against the body (the body stays the definition). Usable bare or with keywords.
+    against the body (the body stays the definition). infer: the type rule, where tracing the body
+    would say less. Usable bare or with keywords.
     """
 
     def declare(body: Callable[..., Any]) -> OpDef:
         return _declare(
-            body, infer=_traced_types(body), body=body, flops=flops, numpy=numpy,
+            body, infer=infer or _traced_types(body), body=body, flops=flops, numpy=numpy,
             aten=(aten,) if isinstance(aten, str) else aten,
         )  # fmt: skip
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from ..ir import Dim, Graph, No, Op, Poly, Value, cost, replace, symbol
 from ..ir.core import build
 from ..ir.dims import at_least, evaluate, substitute, symbols
-from ..ir.ops.attention import linear_attention
 from ..ir.ops.linear import matmul
+from ..ir.ops.linear_attention import linear_attention
 from ..ir.ops.reduce import sum_
 from ..ir.ops.shape import reshape
 from ..ir.rewrite import current_journal

@@ -9,6 +9,7 @@ from . import (
     graph,
     index,
     linear,
+    linear_attention,
     nonlinear,
     norm,
     pool,
@@ -19,8 +20,8 @@ from . import (
 )
 
 __all__ = [
-    "activation", "attention", "conv", "elementwise", "graph", "index", "linear", "nonlinear",
-    "norm", "pool", "random", "reduce", "scan", "shape",
+    "activation", "attention", "conv", "elementwise", "graph", "index", "linear", "linear_attention",
+    "nonlinear", "norm", "pool", "random", "reduce", "scan", "shape",
 ]  # fmt: skip
 
 globals().update({name: OPS[name] for name in __all__ if name in OPS})  # `ops.linear`: not its file

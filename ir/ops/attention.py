@@ -1,12 +1,10 @@
-"""Attention, linear attention and rotary positions, each defined by its body."""
+"""Attention and rotary positions, each defined by its body."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..attributes import Size
 from ..core import Value
-from ..declare import Float, Real, Tensor, composite
+from ..declare import Real, Tensor, composite
 from ..dims import Dim
 from ..errors import IRError
 from ..types import DType, TensorType, bool_, broadcast, i64
@@ -14,9 +12,6 @@ from . import elementwise as e
 from . import graph, index, linear, shape
 from . import reduce as r
 from .activation import as_dtype, softmax, wide
-
-CHUNK = 64
-"""Tokens the causal form of linear attention takes at once, for its cost."""
 
 
 @composite
@@ -140,55 +135,3 @@ def _one_over(m: Dim, dtype: DType) -> Value | float:
     if isinstance(m, int):
         return 1.0 / max(m, 1)
     return e.reciprocal(e.cast(graph.size(value=m, dtype=i64), dtype=dtype))
-
-
-def _linear_flops(q: TensorType, k: TensorType, v: TensorType, *, causal: bool, normalize: bool,
-                  eps: float) -> Dim:  # fmt: skip
-    (b, h, n, d), (_, g, m, _), width = q.shape, k.shape, v.shape[3] + int(normalize)
-    inside = h * n * CHUNK * (d + width) if causal else 0
-    return 2 * b * (inside + (h * n + g * m) * d * width)
-
-
-def _recurrent(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, causal: bool, normalize: bool, eps: float
-) -> np.ndarray:
-    each = q.shape[1] // k.shape[1]
-    k, v = np.repeat(k, each, axis=1), np.repeat(v, each, axis=1)
-    v = np.concatenate([v, np.ones_like(v[..., :1])], axis=-1)
-    if causal:
-        state = np.zeros((*k.shape[:2], k.shape[3], v.shape[3]))
-        out = np.empty((*q.shape[:3], v.shape[3]))
-        for t in range(q.shape[2]):
-            state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
-            out[:, :, t] = (q[:, :, t, None, :] @ state)[:, :, 0]
-    else:
-        out = q @ (np.swapaxes(k, 2, 3) @ v)
-    return out[..., :-1] / (out[..., -1:] + eps) if normalize else out[..., :-1]
-
-
-@composite(flops=_linear_flops, numpy=_recurrent)
-def linear_attention(
-    q: Float, k: Float, v: Float, *, causal: bool, normalize: bool, eps: float = 0.0
-):
-    """Attention with weights w = q k^T and no softmax (arXiv:2006.16236), shapes as in `attention`.
-
-    causal: only keys j <= i, and n == m. normalize: each row divided by its sum of weights + eps.
-    The body is the parallel form; backends and the oracle run the recurrence, linear in tokens.
-    """
-    each = heads(q, k, v)
-    (b, h, n, _), (_, g, m, width) = q.shape, v.shape
-    if causal and n != m:
-        raise IRError(f"causal=True needs as many queries as keys, not {n} and {m}")
-    x, k, v = wide(q), wide(k), wide(v)
-    if causal:
-        weights = shape.reshape(linear.matmul(grouped(x, k), swap(k)), shape=(b, h, n, m))
-        weights = e.where(band(n, m, causal=True), weights, 0.0)
-        total = r.sum_(weights, dim=(3,), keepdim=True)
-        out = linear.matmul(shape.reshape(weights, shape=(b, g, each * n, m)), v)
-    else:
-        x = grouped(x, k)
-        out = linear.matmul(x, linear.matmul(swap(k), v))
-        total = linear.matmul(x, swap(r.sum_(k, dim=(2,), keepdim=True)))
-        total = shape.reshape(total, shape=(b, h, n, 1))
-    out = shape.reshape(out, shape=(b, h, n, width))
-    return as_dtype(out / (total + eps) if normalize else out, q.dtype)

@@ -1,6 +1,6 @@
 """Linear attention with the feature map elu(x) + 1."""
 
-from ...ir.ops.attention import linear_attention
+from ...ir.ops.linear_attention import linear_attention
 from . import features
 from .recipe import ALL, recipe
 

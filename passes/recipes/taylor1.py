@@ -2,8 +2,8 @@
 
 from ...ir import OPS
 from ...ir.ops.activation import as_dtype, wide
-from ...ir.ops.attention import linear_attention
 from ...ir.ops.elementwise import maximum
+from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.shape import cat, expand, slice_
 from .recipe import ALL, recipe
 

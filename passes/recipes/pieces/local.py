@@ -9,10 +9,11 @@ from __future__ import annotations
 from ....ir import IRError, Value
 from ....ir.dims import Dim, ceildiv
 from ....ir.ops.activation import wide
-from ....ir.ops.attention import heads, linear_attention, swap
+from ....ir.ops.attention import heads, swap
 from ....ir.ops.elementwise import abs_, gt, le, logical_and, lt, sub
 from ....ir.ops.index import arange
 from ....ir.ops.linear import matmul
+from ....ir.ops.linear_attention import linear_attention
 from ....ir.ops.reduce import cumsum, sum_
 from ....ir.ops.shape import cat, expand, flip, permute, reshape, slice_
 from ....ir.types import i64
