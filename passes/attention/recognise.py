@@ -45,7 +45,7 @@ def examine(softmax: Op, graph: Graph) -> Attention | No:
         return norm
     frame = fresh(norm.x.shape)
     weights = Labelled(norm.y, frame)
-    if not frame[norm.dim]:
+    if not frame or not frame[norm.dim]:
         return No("it has one key only: its weights are all 1", norm.y)
     (key,) = frame[norm.dim]
     try:
