@@ -1,5 +1,8 @@
 """The pieces of recipes against plain numpy: neighbourhoods, parts, landmarks, chosen blocks, routing."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -417,6 +420,22 @@ def test_padded_tokens_choose_no_memory():
     weights, chosen = run(graph, draw(B, 6, 4), keep)
     assert not chosen[1, :, ~keep[1, 0, 0]].any() and (chosen.sum(1)[0] == 2).all()
     close(weights.sum(1)[..., 0], keep[:, 0, 0].astype(float))
+
+
+# ---- what is written about them ------------------------------------------------------------------
+
+
+def test_the_page_on_recipes_names_every_piece():
+    """And nothing else."""
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text("utf-8")
+    named = {}
+    for home, names in re.findall(r"^\| `(features|pieces\.\w+)` \| ([^|]+) \|", page, re.MULTILINE):
+        module = F if home == "features" else getattr(P, home.removeprefix("pieces."))
+        named[home] = re.findall(r"`(\w+)`", names)
+        assert all(callable(getattr(module, name)) for name in named[home]), home
+    told = {name for home, names in named.items() if home != "features" for name in names}
+    inside = {"LOWEST", "Part", "ROTARY_MAJOR", "blocks", "tokens", "shifted", "kept", "ones", "zeros"}
+    assert told == set(P.__all__) - inside
 
 
 # ---- what is refused -----------------------------------------------------------------------------
