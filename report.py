@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 DATA = frozenset({"input", "param", "const"})
 """Ops that stand for data: nothing is computed, so the log does not count them."""
 
-SAID = frozenset({"raise_attention"})
-"""Rules whose refusals the sites tell in full."""
+SAID = ("raise_attention", "linearize:")
+"""What rules start with whose refusals the sites tell in full."""
 
 SHOWN = 5
 """Places listed for one refusal; the rest are counted."""
@@ -88,7 +88,7 @@ class Refusals(tuple[Refusal, ...]):
         """What is printed, in `width` columns."""
         if self.sites is None:
             return "\n".join(map(str, self)) or "no refusals"
-        rest = [str(refusal) for refusal in self if refusal.rule not in SAID]
+        rest = [str(refusal) for refusal in self if not refusal.rule.startswith(SAID)]
         return "\n".join((self.sites.explain(width), *([""] if rest else []), *rest))
 
 

@@ -78,14 +78,14 @@ class Sites(tuple["Site", ...]):
         return "\n\n".join((self.summary(), *blocks))
 
     def _table(self) -> Table:
-        table = grid("where", "n>", "mask", "heads>", "width>", "queries x keys", "computed by", "why")
+        table = grid("where", "line>", "n>", "mask", "heads>", "width>", "q x k", "by", "why")
         for group in self.groups():
             s = group[0]
             known = s.q_heads is not None
             table.add_row(
-                where(group), str(len(group)), s.mask, heads(s) if known else "-",
+                paths(group), line(s), str(len(group)), s.mask, heads(s) if known else "-",
                 width(s) if known else "-", f"{s.q_len} x {s.k_len}" if known else "-",
-                s.decision if s.status != "not attention" else "-", s.reason or "-",
+                s.decision if s.status != "not attention" else "-", s.reason.split(". ")[0] or "-",
             )  # fmt: skip
         return table
 
@@ -125,17 +125,20 @@ def width(site: Site) -> str:
 # ---- where ---------------------------------------------------------------------------------------
 
 
-def where(sites: Sequence[Site]) -> str:
-    """The paths of like sites as one, and their line: `layers.0-11.attn (model.py:178)`."""
-    paths = ", ".join(collapsed([site.path or "the model" for site in sites]))
-    line = sites[0].source.partition(" (")[2]
-    return f"{paths} ({line}" if line else paths
+def paths(sites: Sequence[Site]) -> str:
+    """The paths of like sites as one: `layers.0-11.attn`."""
+    return ", ".join(collapsed([site.path or "the model" for site in sites]))
 
 
-def collapsed(paths: Iterable[str]) -> list[str]:
+def line(site: Site) -> str:
+    """Its line, `model.py:178`; nothing where that is its path already."""
+    return site.source.partition(" (")[2].rstrip(")")
+
+
+def collapsed(found: Iterable[str]) -> list[str]:
     """Paths with the numbers in which they differ joined: layers.0.attn, layers.1.attn ->
     layers.0-1.attn; every path is in exactly one of the results, and nothing else is."""
-    rows = list(dict.fromkeys(tuple(path.split(".")) for path in paths))
+    rows = list(dict.fromkeys(tuple(path.split(".")) for path in found))
     for i in reversed(range(max((len(row) for row in rows), default=0))):
         joined: dict[tuple[Any, ...], list[str]] = {}
         for row in rows:
@@ -165,10 +168,9 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def _block(group: Sites, width: int, counterexamples: bool) -> Iterator[str]:
     site = group[0]
+    place = f"{paths(group)} ({line(site)})" if line(site) else paths(group)
     count = f"{len(group)} x " if len(group) > 1 else ""
-    yield from textwrap.wrap(
-        f"{where(group)}: {count}{_verdict(site)}", width, subsequent_indent=" " * INDENT
-    )
+    yield from textwrap.wrap(f"{place}: {count}{_verdict(site)}", width, subsequent_indent=" " * INDENT)
     for label, text in _lines(site, counterexamples):
         if any(text not in dict(_lines(other, False)).values() for other in group[1:]) and label != "e.g.":
             text = _unnumbered(text)
@@ -215,12 +217,12 @@ def mask_text(site: Site) -> str:
         return f"not proved: {site.proof.reason}" if site.proof else "not proved"
     if site.mask in ("none", "?"):
         return "none: every query sees every key" if site.mask == "none" else "unknown"
-    shown = [_PARTS.get(part, lambda p: "")(site.parameters) for part in site.mask.split("+")]
-    parts = [f"{n} ({t})" if t else n for n, t in zip(site.mask.split("+"), shown, strict=True)]
-    text = " + ".join(parts)
+    parts = site.mask.split("+")
+    past = {"window": "past window"} if "causal" in parts else {}
+    text = " + ".join(f"{part} ({_PARTS[past.get(part, part)](site.parameters)})" for part in parts)
     if site.parameters.get("hard") is False:
         text += "; masked scores are lowered by a finite number"
-    if site.empty in ("nan", "uniform") and {"padding", "packed"} & set(site.mask.split("+")):
+    if site.empty in ("nan", "uniform") and {"padding", "packed"} & {*parts}:
         text += f"; a row without any key gives {EMPTY[site.empty]}"
     return text
 
@@ -232,6 +234,7 @@ def _position(p: dict[str, Any]) -> str:
 _PARTS: dict[str, Any] = {
     "causal": lambda p: f"key j <= query {_position(p)}",
     "window": lambda p: f"|{_position(p)} - j| < {p.get('window')}",
+    "past window": lambda p: f"{_position(p)} - j < {p.get('window')}",
     "chunked": lambda p: f"keys of the same {p.get('chunk')} positions",
     "prefix": lambda p: f"the first {p.get('prefix')} keys are seen by all",
     "packed": lambda p: f"sequences told apart by {p.get('segments')}",

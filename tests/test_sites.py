@@ -1,7 +1,10 @@
 """What every softmax of a model is said to be: its status, its mask, why not, and where."""
 
+import importlib.util
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,6 +230,42 @@ def test_a_recipe_that_refuses_says_so():
     assert (site.status, site.decision, site.reason) == ("attention", "elu1", "")
 
 
+# ---- pages ---------------------------------------------------------------------------------------
+
+ROOT = Path(subquad.__file__).parent
+
+
+def pasted(page, name):
+    """What stands in a page between two marks, lines of source without their number."""
+    text = (ROOT / page).read_text("utf-8")
+    text = text.partition(f"<!-- {name}: begin -->")[2].partition(f"<!-- {name}: end -->")[0]
+    return re.sub(r"\.py:\d+", ".py", text.strip().removeprefix("```text").removesuffix("```").strip())
+
+
+def test_the_page_shows_what_the_example_prints():
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "explain_attention.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    said = re.sub(r"\.py:\d+", ".py", str(subquad.explain(*example.make_model())))
+    assert pasted("docs/attention.md", "refused") == said
+    assert pasted("README.md", "explain") in said
+
+
+def test_the_page_shows_what_a_llama_gives():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=64, use_cache=False,
+    )  # fmt: skip
+    ids = torch.ones(2, 12, dtype=torch.int64)
+    axes = {0: torch.export.Dim("b"), 1: torch.export.Dim("n")}
+    said = subquad.explain(
+        transformers.LlamaForCausalLM(config).eval(), (), {"input_ids": ids, "attention_mask": ids.clone()},
+        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+    )  # fmt: skip
+    assert pasted("docs/attention.md", "llama") == re.sub(r"\.py:\d+", ".py", str(said))
+
+
 # ---- text ----------------------------------------------------------------------------------------
 
 
@@ -271,9 +310,8 @@ def test_sites_are_a_tuple_that_prints_as_a_table(stack):
     assert [site.path for site in sites] == ["layers.0", "layers.1", "layers.2", "last"]
     assert str(sites) == repr(sites)
     header, first, *_ = str(sites).splitlines()
-    assert header.split()[:3] == ["where", "n", "mask"]
-    assert first.split()[:3] == ["layers.0-2", "3", "none"]
-    assert f"({line_of(plain, 'softmax(-1)')})" in str(sites)
+    assert header.split()[:4] == ["where", "line", "n", "mask"]
+    assert first.split()[:4] == ["layers.0-2", line_of(plain, "softmax(-1)"), "3", "none"]
     assert "\x1b" not in str(sites)
 
 
