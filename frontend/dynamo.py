@@ -85,18 +85,20 @@ class Traced:
         original: the graph as it was, which runs (and `warn` says why) where a tensor that is written
         shares memory with another: Dynamo has no guard for that.
         """
-        named: dict[str, Any] = {v.op.attrs["name"]: p for v, p in zip(self.graph.inputs, self.inputs)}
-        named.update(self.params)
-        written: dict[str, int] = {name: named[name] for name in self.graph.updates}
-        tensors = sorted({p for p in named.values() if isinstance(p, int)})
+        names = [value.op.attrs["name"] for value in self.graph.inputs]
+        written = self.graph.updates.keys()
 
         def call(*args: Any) -> list[Any]:
-            for place in written.values():
-                if any(j != place and overlap(args[place], args[j]) for j in tensors):
-                    warn("arguments that are written to share memory in this call")
-                    return list(original(*args))
+            inputs, weights = self.arguments(args)
+            tensors = {**dict(zip(names, inputs)), **weights}
+            if written and _share_memory(tensors, written):
+                warn("tensors that are written share memory with others in this call")
+                return list(original(*args))
+            if written and torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
+                # the backward pass may read what is written below
+                inputs = [x.clone() if name in written else x for name, x in zip(names, inputs)]
+                weights = {name: x.clone() if name in written else x for name, x in weights.items()}
             env = {name: args[place] for name, place in self.sizes.items()}
-            inputs, weights = self.arguments(_kept(args, written.values()))
             if self.autocast:  # its casts are in the graph already
                 with torch._C._DisableAutocast():
                     outputs, updates = run(inputs, weights)
@@ -107,7 +109,7 @@ class Traced:
                     raise RuntimeError(message)
             for name, new in updates.items():
                 with torch.set_grad_enabled(torch.is_grad_enabled() and new.requires_grad):
-                    args[written[name]].copy_(new)
+                    tensors[name].copy_(new)
             made = Results(args, outputs, env)
             return [made(result) for result in self.results]
 
@@ -147,13 +149,18 @@ class _Tracer:
         (returned,) = next(n for n in self.gm.graph.nodes if n.op == "output").args
         plan = Plan(self.gm.graph, self.nodes, list(returned))
         module, lowered, signature = self._lowered(list(plan.wanted))
-        found, inputs, params = self._placeholders(lowered, _lift(lowered, module))
+        own = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        places = {path: name for name, path in own.items()}
+        writes = {
+            **signature.parameters_to_mutate, **signature.buffers_to_mutate, **signature.user_inputs_to_mutate
+        }  # fmt: skip
+        changed = {output: places.get(target, target) for output, target in writes.items()}
+        found, inputs, params = self._placeholders(lowered, _lift(lowered, module), {*changed.values()})
         imported = import_nodes(lowered, found, self.names)
         if self.names.unbacked:
             raise CaptureError("sizes depend on the values of tensors")
         (values,) = next(n for n in lowered.graph.nodes if n.op == "output").args
         by_name = {node.name: imported.values[node.name] for node in values}
-        changed = {**signature.user_inputs_to_mutate, **signature.buffers_to_mutate}
         updates = {
             imported.values[target].op.attrs["name"]: by_name[output] for output, target in changed.items()
         }
@@ -203,11 +210,12 @@ class _Tracer:
         return module, lowered, signature
 
     def _placeholders(
-        self, lowered: fx.GraphModule, attributes: Mapping[str, torch.Tensor]
+        self, lowered: fx.GraphModule, attributes: Mapping[str, torch.Tensor], written: set[str]
     ) -> tuple[dict[str, Any], list[tuple[Value, int | str]], dict[str, int | torch.Tensor]]:
         """What each placeholder stands for; graph inputs with where they come from; params likewise.
 
         attributes: tensors that are no arguments, by the placeholders that come before those of them.
+        written: the placeholders that are written to.
         """
         found: dict[str, Any] = {}
         inputs: list[tuple[Value, int | str]] = []
@@ -231,7 +239,7 @@ class _Tracer:
                 if weight and not any(symbols(type_.shape)):
                     params[name] = place
                     found[node.name] = OPS["param"](name=name, type=type_)
-                elif node.users or any(symbols(type_.shape)):
+                elif node.users or node.name in written or any(symbols(type_.shape)):
                     found[node.name] = OPS["input"](name=name, type=type_)
                     inputs.append((found[node.name], place))
             told = {dim for value, _ in inputs for dim in value.shape}
@@ -255,11 +263,16 @@ class _Tracer:
         return found
 
 
-def _kept(args: tuple[Any, ...], written: Iterable[int]) -> tuple[Any, ...]:
-    """The arguments, those that are written later as copies where a backward pass may still read them."""
-    grows = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
-    own = set(written) if grows else ()
-    return tuple(x.clone() if i in own else x for i, x in enumerate(args)) if own else args
+def _share_memory(tensors: Mapping[str, torch.Tensor], written: Iterable[str]) -> bool:
+    """Whether one that is written meets another."""
+    places: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        places.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    return any(
+        other != name and overlap(tensors[name], tensors[other])
+        for name in written
+        for other in places[tensors[name].untyped_storage().data_ptr()]
+    )
 
 
 def argument_path(node: fx.Node) -> tuple[str, bool]:

@@ -162,6 +162,7 @@ CASES = {
     "written input": lambda m, x: x.add_(1),
     "written buffer": counting,
     "written part": filled,
+    "overwritten": lambda m, x: (m.up(x.clone()), x.fill_(3.0))[0],
     "in place": lambda m, x: F.relu(m.up(x), inplace=True),
     "no_grad": frozen_part,
     "detach": lambda m, x: m.up(x) * m.out(x).detach(),
@@ -244,6 +245,32 @@ def test_an_optimiser_trains_the_users_own_parameters():
             steps.step()
     same(list(model.parameters()), list(twin.parameters()), 1e-4)
     assert len(dynamo.graphs) == 1
+
+
+def test_a_compiled_optimiser_step():
+    """Its parameters and state are tensors of the graph, not arguments, and are written."""
+    model = nn.Linear(4, 4)
+    twin = copy.deepcopy(model)
+    ours, theirs = (torch.optim.AdamW(net.parameters(), lr=0.1) for net in (model, twin))
+    step = torch.compile(ours.step, backend="subquad")
+    for _ in range(3):
+        x = torch.randn(2, 4)
+        for net, take in ((model, step), (twin, theirs.step)):
+            net.zero_grad()
+            net(x).square().sum().backward()
+            take()
+    same(list(model.parameters()), list(twin.parameters()), 1e-5)
+    assert set(refused()) == {""}
+
+
+def test_gradients_of_gradients():
+    model, x = Model(lambda m, x: m.up(x).sin()), torch.randn(3, 8, requires_grad=True)
+    fast = torch.compile(model, backend="subquad")
+    seconds = []
+    for call in (fast, model):
+        (first,) = torch.autograd.grad(call(x).sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), x)[0])
+    torch.testing.assert_close(*seconds)
 
 
 # ---- sizes ---------------------------------------------------------------------------------------
