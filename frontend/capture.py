@@ -28,6 +28,7 @@ from ..ir.dims import symbols
 from .decisions import Decided
 from .export import export, export_lock, first_line, normalise_shapes, quiet
 from .fx import Imported, import_nodes, tensor_type
+from .literals import literal
 from .refusals import check_call, check_model, warn_of_side_effects
 from .regions import inline_regions
 from .signature import Constant, Input, Signature, argument_paths, result_size
@@ -44,7 +45,8 @@ class Captured:
     graph: the meaning. tensors: the model's own tensor for each param name of the graph. signature:
     how calls map to it. modules: bodies of higher-order ops, by the name that ops use.
     model_was_training: the mode it was captured in. aliases: for each name of a weight the name its
-    tensor goes by in the graph (tied weights share one).
+    tensor goes by in the graph (tied weights share one). literals: names of buffers whose values are
+    in the graph as ops, see `literals.py`.
     """
 
     graph: Graph
@@ -53,6 +55,7 @@ class Captured:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     model_was_training: bool = False
     aliases: dict[str, str] = field(default_factory=dict)
+    literals: frozenset[str] = frozenset()
 
 
 def capture(
@@ -123,6 +126,7 @@ class _Converter:
         first = {id(t): name for name, t in reversed(state.items())}
         self.aliases = {name: first[id(t)] for name, t in state.items()}
         self.state = state
+        self.literals: set[str] = set()
 
     def run(self) -> Captured:
         placeholders, inputs, values, tensors = self._placeholders()
@@ -158,6 +162,7 @@ class _Converter:
         return Captured(
             graph, {k: t for k, t in tensors.items() if k in used or k in updates}, signature,
             imported.modules, bool(getattr(self.model, "training", False)), self.aliases,
+            frozenset(self.literals),
         )  # fmt: skip
 
     # ---- inputs ----------------------------------------------------------------------------------
@@ -175,9 +180,14 @@ class _Converter:
                 node = self.nodes.get(spec.arg.name)
                 if spec.kind in _WEIGHTS:
                     name, tensor = self._weight(str(spec.target))
-                    tensors[name] = tensor
                     type_ = tensor_type(tensor, self.names)
-                    found[spec.arg.name] = OPS["param"](name=name, type=type_)
+                    value = literal(tensor, type_) if self._constant(spec, name) else None
+                    if value is None:
+                        tensors[name] = tensor
+                        value = OPS["param"](name=name, type=type_)
+                    elif spec.kind is InputKind.BUFFER:
+                        self.literals.add(name)
+                    found[spec.arg.name] = value
                 elif spec.kind is not InputKind.USER_INPUT:
                     kind = spec.kind.name.lower().replace("_", " ")
                     raise CaptureError(f"the model uses a {kind} ({spec.target}), which no graph can hold")
@@ -195,6 +205,16 @@ class _Converter:
                         "tensor, and leave it out of dynamic_shapes"
                     )
         return found, inputs, list(inputs.values()), tensors
+
+    def _constant(self, spec: Any, name: str) -> bool:
+        """Whether an input of the program is no state of the model: nothing saves, loads or writes it."""
+        written = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+        targets = {str(out.target) for out in self.specs.output_specs if out.kind in written}
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            return str(spec.target) not in targets
+        shared = [n for n, tensor in self.state.items() if self.aliases.get(n, n) == name]
+        alone = shared == [str(spec.target)] and str(spec.target) not in targets
+        return spec.kind is InputKind.BUFFER and spec.persistent is False and alone
 
     def _weight(self, target: str) -> tuple[str, torch.Tensor]:
         if target in self.state:
@@ -242,9 +262,7 @@ class _Converter:
 
     # ---- outputs ---------------------------------------------------------------------------------
 
-    def _outputs(
-        self, imported: Imported
-    ) -> tuple[list[Value], list[Any], dict[str, Value], set[str]]:
+    def _outputs(self, imported: Imported) -> tuple[list[Value], list[Any], dict[str, Value], set[str]]:
         """Graph outputs, the result entries, the updates, and names of inputs that are written to."""
         outputs: list[Value] = []
         results: list[Any] = []

@@ -74,7 +74,8 @@ class OptimizedModule(nn.Module):
         wanted = dict.fromkeys((*self.graph.params, *(self.graph.updates.keys() - self._inputs)))
         self._places = places(self, wanted, self._given)
         self._given = {}
-        self._frozen = {n: self._tensor(n)._version for n in self.folded if n in self._places}
+        watched = (*(n for n in self.folded if n in self._places), *self.captured.literals)
+        self._frozen = {n: self._tensor(n)._version for n in watched}
         self.__signature__ = self._signature.call
         self.__class__ = with_forward(OptimizedModule, self._signature.call)
 
@@ -87,7 +88,8 @@ class OptimizedModule(nn.Module):
         return {spec.name for spec in self._signature.inputs}
 
     def _tensor(self, name: str) -> torch.Tensor:
-        table, key = self._places[name]
+        place = self._places.get(name)  # the graph does not read a buffer that it holds as ops
+        table, key = places(self, (name,), {})[name] if place is None else place
         return table[key]
 
     # ---- calls -----------------------------------------------------------------------------------
