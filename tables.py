@@ -89,12 +89,11 @@ def op_markdown(ops: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-MASKS = 4  # that are proved: none, causal, padding, both
 RECIPE_COLUMNS = ("recipe", "kind", "masks", "paper", "what it does")
 
 
 def _recipe_rows(recipes: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, r in recipes.items():
         what = (r.doc or "").strip().splitlines() or [""]
-        masks = "all" if len(r.masks) == MASKS else ", ".join(sorted(r.masks))
-        yield name, r.kind, masks, r.paper or "-", what[0]
+        masks = sorted(r.masks, key=lambda kind: (kind != "none", kind.count("+"), kind))
+        yield name, r.kind, ", ".join(masks), r.paper or "-", what[0]
