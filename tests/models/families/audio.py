@@ -32,12 +32,18 @@ def heard(b: int, n: int) -> dict[str, Any]:
 
 
 def listener(
-    name: str, model: str, config: str, attention: str = "eager", inputs: Any = waves, **sizes: Any
+    name: str,
+    model: str,
+    config: str,
+    attention: str = "eager",
+    inputs: Any = waves,
+    more: int = 528,
+    **sizes: Any,
 ) -> None:
-    """Register a model of waveforms; batch and length are open."""
+    """Register a model of waveforms; the batch is open, and the length where `more` is another."""
     sizes = {**WAVES, **sizes}
     register(name, "audio", lambda: pretrained(model, config, attention, **sizes), inputs,
-             (2, 400), (3, 528), SOUND)  # fmt: skip
+             (2, 400), (3, more), SOUND if more != 400 else BATCH)  # fmt: skip
 
 
 listener("wav2vec2", "Wav2Vec2Model", "Wav2Vec2Config")
@@ -48,7 +54,8 @@ listener(
 )
 for kind in ("relative", "rotary"):
     listener(f"wav2vec2-conformer-{kind}", "Wav2Vec2ConformerModel", "Wav2Vec2ConformerConfig",
-             position_embeddings_type=kind, conv_depthwise_kernel_size=3)  # fmt: skip
+             more=400 if kind == "rotary" else 528, position_embeddings_type=kind,
+             conv_depthwise_kernel_size=3)  # fmt: skip
 listener("hubert", "HubertModel", "HubertConfig")
 listener("wavlm", "WavLMModel", "WavLMConfig", num_buckets=8, max_bucket_distance=16)
 listener("sew", "SEWModel", "SEWConfig", squeeze_factor=2)
@@ -91,7 +98,8 @@ for kind in ("relative_key", "relative", "rotary"):
                  "Wav2Vec2BertModel", "Wav2Vec2BertConfig", **WIDTHS, feature_projection_input_dim=16,
                  position_embeddings_type=kind, conv_depthwise_kernel_size=3, left_max_position_embeddings=4,
                  right_max_position_embeddings=2),
-             mels, (2, 20), (3, 24), TOKENS)  # fmt: skip
+             mels, (2, 20), (3, 20 if kind == "rotary" else 24),
+             BATCH if kind == "rotary" else TOKENS)  # fmt: skip
 register("parakeet", "audio",
          lambda: pretrained("ParakeetEncoder", "ParakeetEncoderConfig", **WIDTHS, num_mel_bins=16,
                             subsampling_factor=4, subsampling_conv_channels=8, conv_kernel_size=3),
@@ -105,7 +113,7 @@ register("mimi", "audio",
          lambda: pretrained("MimiModel", "MimiConfig", **WIDTHS, num_filters=4, num_residual_layers=1,
                             codebook_size=16, codebook_dim=8, vector_quantization_hidden_dimension=8,
                             upsampling_ratios=[4, 2], num_quantizers=4, sliding_window=6, head_dim=8,
-                            frame_rate=1500, sampling_rate=24000, upsample_groups=32),
+                            num_key_value_heads=4, frame_rate=1500, sampling_rate=24000, upsample_groups=32),
          lambda b, n: {"input_values": noise(b, 1, n)}, (2, 256), (3, 256))  # fmt: skip
 register("dac", "audio",
          lambda: pretrained("DacModel", "DacConfig", encoder_hidden_size=8, downsampling_ratios=[2, 4],

@@ -100,7 +100,7 @@ register("flava", "multimodal",
                             multimodal_config=dict(WIDTHS), hidden_size=32, projection_dim=16),
          captioned, (2, 10), (3, 13), OPEN)  # fmt: skip
 
-LLAMA: dict[str, Any] = dict(TEXT, num_key_value_heads=2, model_type="llama")
+LLAMA: dict[str, Any] = dict(TEXT, num_key_value_heads=2, model_type="llama", use_cache=False)
 IMAGE_TOKEN = 3
 
 
@@ -108,7 +108,7 @@ def chat(b: int, n: int) -> dict[str, Any]:
     """Text that begins with the 16 places of an image's patches, and the images."""
     found = captioned(b, n)
     found["input_ids"][:, :16] = IMAGE_TOKEN
-    return {**found, "use_cache": False}
+    return found
 
 
 def chatting(name: str, model: str, config: str, attention: str = "eager", **sizes: Any) -> None:
@@ -128,7 +128,7 @@ chatting("vipllava", "VipLlavaForConditionalGeneration", "VipLlavaConfig", **SEE
          vision_config=dict(IMAGE, model_type="clip_vision_model"),
          vision_feature_layers=[-1, -2])  # fmt: skip
 chatting("paligemma", "PaliGemmaForConditionalGeneration", "PaliGemmaConfig", image_token_index=IMAGE_TOKEN,
-         text_config=dict(TEXT, model_type="gemma", num_key_value_heads=2, head_dim=8), projection_dim=32,
+         text_config=dict(LLAMA, model_type="gemma", head_dim=8), projection_dim=32,
          vision_config=dict(IMAGE, model_type="siglip_vision_model", num_image_tokens=16))  # fmt: skip
 
 

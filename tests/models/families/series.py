@@ -52,7 +52,7 @@ SERIES: dict[str, Any] = dict(
 )  # fmt: skip
 for name, model, config, more in (
     ("time-series-transformer", "TimeSeriesTransformerModel", "TimeSeriesTransformerConfig", {}),
-    ("informer", "InformerModel", "InformerConfig", {"attention_type": "prob", "sampling_factor": 2}),
+    ("informer", "InformerModel", "InformerConfig", {"sampling_factor": 2, "distil": False}),
     ("informer-full", "InformerModel", "InformerConfig", {"attention_type": "full", "distil": False}),
     (
         "autoformer",
