@@ -94,11 +94,13 @@ def serve() -> None:
             try:
                 with os.fdopen(write, "w") as file:
                     file.write(run(known[id], once == "1").to_json())
-            finally:
                 os._exit(0)
+            finally:
+                os._exit(1)
         os.close(write)
         text = received(read, time.monotonic() + SECONDS)
-        os.kill(child, signal.SIGKILL)  # a no-op once it has ended
+        if text is None:
+            os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         reason = f"its process ended with {status}" if text == "" else f"no result after {SECONDS} s"
         answers.write((text or ended(id, reason).to_json()) + "\n")
