@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 import subquad
 from subquad import dynamo
 from subquad.ir import SubquadError
+from subquad.passes.recipes.pieces.parts import zeros
+from subquad.passes.recipes.recipe import ALL, Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -411,6 +413,26 @@ def test_a_recipe_by_name_and_by_place():
     assert "linearize" in str(dynamo.graphs[0].log)
     fast(x).sum().backward()
     assert layers["a"].up.weight.grad is not None
+
+
+def gated(q, k, v, site):
+    """No mixing at all, and a gate that is learned."""
+    return v * site.learn("gate", zeros(q.dtype, 1))
+
+
+def test_a_recipe_that_learns_is_an_error():
+    """torch.compile has no module to keep the weights in; a lazily captured one has."""
+    recipe = Recipe("gated", gated, "none", "needs training", ALL)
+    fast = torch.compile(Model(attend), backend="subquad", options={"attention": recipe})
+    with pytest.raises(Exception, match=r"learns .*gate, and torch.compile has no module") as raised:
+        fast(*rows(3)[0])
+    assert isinstance(raised.value.inner_exception, SubquadError)
+    lazy = subquad.optimize(Model(attend), attention=recipe, check=False)
+    for (x,) in rows(3, 5):
+        assert lazy(x).shape == (1, 1, len(x), 8)
+    (gate,) = (p for name, p in lazy.named_parameters() if name.endswith("gate"))
+    lazy(x).sum().backward()
+    assert gate.grad is not None and len(list(lazy.parameters())) == 5
 
 
 def test_options_reach_the_passes():
