@@ -18,10 +18,11 @@ from subquad.ir.ops.elementwise import (
     logical_xor,
     lt,
     ne,
+    where,
 )  # fmt: skip
 from subquad.ir.ops.index import arange, embedding, index
 from subquad.ir.ops.shape import expand, permute, reshape, tril, triu
-from subquad.ir.types import bool_, f32, i32, i64
+from subquad.ir.types import bool_, f32, f64, i32, i64
 
 B, H, N, M = symbol("b"), 3, symbol("n"), symbol("m")
 LOW = -3.4028234663852886e38
@@ -238,3 +239,61 @@ def said(found, told, sizes, n, m):
     if found.bias is not None:
         added = added + told["bias"]
     return keep, added
+
+
+# ---- combinations ---------------------------------------------------------------------------------
+
+KEEPS = {
+    "causal": lambda s, a, b: s.causal(a - 2),
+    "causal+window": lambda s, a, b: s.past(b),
+    "window": lambda s, a, b: s.near(b + 1),
+    "chunked": lambda s, a, b: s.chunks(b + 1),
+    "causal+prefix": lambda s, a, b: s.prefix(a + 1),
+    "packed": lambda s, a, b: s.packed(),
+    "padding": lambda s, a, b: s.padding(),
+}
+ADDS = {
+    "alibi": lambda s: s.alibi(), "relative": lambda s: s.relative(), "bias": lambda s: s.learned(),
+}  # fmt: skip
+TOGETHER = [
+    (), ("causal",), ("causal+window",), ("window",), ("chunked",), ("causal+prefix",), ("packed",),
+    ("padding",), ("causal", "padding"), ("causal+window", "padding"), ("window", "padding"),
+    ("causal", "packed"), ("causal", "packed", "padding"), ("causal+prefix", "padding"),
+    ("packed", "padding"), ("window", "packed"), ("chunked", "padding"), ("causal+prefix", "packed"),
+    ("causal+window", "packed", "padding"),
+]  # fmt: skip
+
+
+def joined(draw, conditions, terms):
+    """Conditions and terms as one mask, in one of the ways in which models write it."""
+    if not terms and (not conditions or draw([True, False])):
+        total = None
+        for c in conditions:
+            total = c if total is None else logical_and(total, c)
+        return total
+    low = draw([LOW, -1e9, -1e4, float("-inf")])
+    if conditions and draw([True, False]):
+        total = conditions[0]
+        for c in conditions[1:]:
+            total = logical_and(total, c)
+        conditions = [total]
+    spelt = []
+    for c in conditions:
+        ways = [lambda c=c: where(c, 0.0, low), lambda c=c: where(logical_not(c), low, 0.0)]
+        if low != float("-inf"):
+            ways += [
+                lambda c=c: (1.0 - cast(c, dtype=f32)) * low,
+                lambda c=c: cast(logical_not(c), dtype=f32) * low,
+            ]
+        spelt.append(draw(ways)())
+    if len(conditions) == 1 and terms and draw([True, False]):
+        return where(conditions[0], sum_of(terms), low)
+    total = sum_of([*spelt, *terms])
+    return cast(total, dtype=f64) if draw([True, False]) else total
+
+
+def sum_of(terms):
+    total = terms[0]
+    for x in terms[1:]:
+        total = total + x
+    return total

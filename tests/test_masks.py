@@ -1,12 +1,11 @@
 """Masks: whatever is claimed of one is what it computes; known spellings are named; near misses are not."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spelt_masks import LOW, SIZES, B, H, M, N, Scores, agrees, random_input
+from spelt_masks import ADDS, KEEPS, LOW, SIZES, TOGETHER, B, H, M, N, Scores, agrees, joined
 
-from subquad.ir import OPS, Graph, building, evaluate
+from subquad.ir import OPS, building
 from subquad.ir.ops.attention import attention
 from subquad.ir.ops.elementwise import (
     cast,
@@ -24,8 +23,10 @@ from subquad.ir.ops.elementwise import (
 from subquad.ir.ops.index import arange
 from subquad.ir.ops.reduce import cumsum
 from subquad.ir.ops.shape import cat, expand, permute, reshape, slice_, triu
-from subquad.ir.types import bool_, f32, f64, i64
-from subquad.passes.masks import PARTS, classify, counterexample, simplify
+from subquad.ir.types import bool_, f32, i64
+from subquad.passes import RECIPES, compare_costs
+from subquad.passes.linearize import substitute
+from subquad.passes.masks import PARTS, classify, counterexample
 
 
 def proved(build, kind, m=M, sizes=SIZES):
@@ -41,26 +42,6 @@ def proved(build, kind, m=M, sizes=SIZES):
 
 
 # ---- any combination, in any spelling ------------------------------------------------------------
-
-KEEPS = {
-    "causal": lambda s, a, b: s.causal(a - 2),
-    "causal+window": lambda s, a, b: s.past(b),
-    "window": lambda s, a, b: s.near(b + 1),
-    "chunked": lambda s, a, b: s.chunks(b + 1),
-    "causal+prefix": lambda s, a, b: s.prefix(a + 1),
-    "packed": lambda s, a, b: s.packed(),
-    "padding": lambda s, a, b: s.padding(),
-}
-ADDS = {
-    "alibi": lambda s: s.alibi(), "relative": lambda s: s.relative(), "bias": lambda s: s.learned(),
-}  # fmt: skip
-TOGETHER = [
-    (), ("causal",), ("causal+window",), ("window",), ("chunked",), ("causal+prefix",), ("packed",),
-    ("padding",), ("causal", "padding"), ("causal+window", "padding"), ("window", "padding"),
-    ("causal", "packed"), ("causal", "packed", "padding"), ("causal+prefix", "padding"),
-    ("packed", "padding"), ("window", "packed"), ("chunked", "padding"), ("causal+prefix", "packed"),
-    ("causal+window", "packed", "padding"),
-]  # fmt: skip
 
 
 def parts_of(names):
@@ -87,41 +68,6 @@ def test_what_is_written_is_named(data):
             size = {**size, "m": size["n"]} if scores.m == N else size
             agrees(mask, found, list(scores.inputs.values()), size, a)
     assert found.kind == parts_of((*keeps, *adds)), found.reason
-
-
-def joined(draw, conditions, terms):
-    """Conditions and terms as one mask, in one of the ways in which models write it."""
-    if not terms and (not conditions or draw([True, False])):
-        total = None
-        for c in conditions:
-            total = c if total is None else logical_and(total, c)
-        return total
-    low = draw([LOW, -1e9, -1e4, float("-inf")])
-    if conditions and draw([True, False]):
-        total = conditions[0]
-        for c in conditions[1:]:
-            total = logical_and(total, c)
-        conditions = [total]
-    spelt = []
-    for c in conditions:
-        ways = [lambda c=c: where(c, 0.0, low), lambda c=c: where(logical_not(c), low, 0.0)]
-        if low != float("-inf"):
-            ways += [
-                lambda c=c: (1.0 - cast(c, dtype=f32)) * low,
-                lambda c=c: cast(logical_not(c), dtype=f32) * low,
-            ]
-        spelt.append(draw(ways)())
-    if len(conditions) == 1 and terms and draw([True, False]):
-        return where(conditions[0], sum_of(terms), low)
-    total = sum_of([*spelt, *terms])
-    return cast(total, dtype=f64) if draw([True, False]) else total
-
-
-def sum_of(terms):
-    total = terms[0]
-    for x in terms[1:]:
-        total = total + x
-    return total
 
 
 @given(st.data())
@@ -171,78 +117,6 @@ def queries_padded(draw, s, x):
 
 
 MUTANTS = [transposed, shifted, flipped, either, both, queries_padded, lambda d, s, x: logical_not(x)]
-
-
-# ---- simplify ------------------------------------------------------------------------------------
-
-
-@given(st.data())
-def test_simplify_changes_no_result(data):
-    """The split mask in `attention` gives what the mask gave, fully masked rows included."""
-    draw = lambda options: data.draw(st.sampled_from(list(options)))  # noqa: E731
-    keeps = draw([k for k in TOGETHER if k])
-    empty = draw(["zero", "nan", "uniform"])
-    own = draw([{}, {"causal": True}, {"causal": True, "offset": 1, "window": 3}])
-    with building():
-        s = Scores(draw, m=N if "packed" in keeps else M)
-        conditions = [
-            KEEPS[name](s, data.draw(st.integers(0, 4)), data.draw(st.integers(1, 4))) for name in keeps
-        ]
-        mask = joined(draw, conditions, draw([[], [], [s.learned()]]))
-        shapes = (B, H, N, 4), (B, H, s.m, 4), (B, H, s.m, 2)
-        q, k, v = (s.input(x, f32, *shape) for x, shape in zip("qkv", shapes, strict=True))
-        found = simplify(mask, own.get("causal", False), own.get("offset", 0), own.get("window"), empty)
-        if found is None:
-            return
-        operand, causal, offset, window, empties = found
-        before = attention(q, k, v, mask, scale=0.5, empty=empty, **own)
-        after = attention(
-            q, k, v, operand, scale=0.5, causal=causal, offset=offset, window=window, empty=empties
-        )  # fmt: skip
-        graph = Graph("both", list(s.inputs.values()), (before, after))
-    for size in SIZES:
-        size = {**size, "m": size["n"]} if s.m == N else size
-        rng = np.random.default_rng(1)
-        (a, b), _ = evaluate(graph, [random_input(v, size, rng) for v in graph.inputs], dims=size)
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "build, attrs, operand",
-    [
-        (lambda s: s.causal(), (True, 0, None, "zero"), False),
-        (lambda s: le(s.j, s.i + OPS["size"](value=M - N, dtype=i64)), (True, M - N, None, "zero"), False),
-        (lambda s: s.past(4), (True, 0, 4, "zero"), False),
-        (lambda s: s.near(3), (False, 0, 3, "zero"), False),
-        (lambda s: logical_and(s.causal(), s.padding()), (True, 0, None, "zero"), True),
-        (lambda s: where(s.causal(), 0.0, float("-inf")), (True, 0, None, "zero"), False),
-        (lambda s: where(s.causal(), 0.0, LOW), (True, 0, None, "uniform"), False),
-        (lambda s: where(s.padding(), 0.0, LOW), (False, 0, None, "uniform"), True),
-        (lambda s: where(s.causal(), s.learned(), float("-inf")), (True, 0, None, "zero"), True),
-    ],
-)  # fmt: skip
-def test_simplify(build, attrs, operand):
-    """What is by position becomes attributes; what is two-valued becomes bool."""
-    with building():
-        found = simplify(build(Scores()))
-    assert found is not None and found[1:] == attrs and (found[0] is not None) == operand
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda s: s.padding(),
-        lambda s: s.learned(),
-        lambda s: where(s.causal(), 0.0, -1e4),
-        lambda s: where(s.causal(), s.learned(), LOW),
-        lambda s: where(s.causal(), 0.0, LOW) + where(s.padding(), 0.0, LOW),
-        lambda s: where(s.causal(), 0.0, LOW) + s.learned(),
-    ],
-)
-def test_simplify_leaves(build):
-    """What has nothing by position, and finite minus infinities whose sums or biases show."""
-    with building():
-        assert simplify(build(Scores())) is None
 
 
 # ---- kinds that need words of their own ----------------------------------------------------------
@@ -367,6 +241,39 @@ def test_attributes_and_mask_together():
         assert (narrower.kind, narrower.window) == ("causal+window", 2)
         assert classify(s.padding(), True, 1).kind == "causal+padding"
         assert classify(s.causal(1), True, -1).offset == -1
+
+
+def test_a_long_formula_is_left():
+    """What is used many times over is not written out: time stays linear in the ops."""
+
+    def build(s):
+        x = s.input("x", f32, B, 1, N, M)
+        for _ in range(60):
+            x = x * cast(x, dtype=f32) * 0.1 + x * 0.5
+        return x + where(s.causal(), 0.0, LOW)
+
+    proved(build, "causal+bias", sizes=SIZES[:1])
+
+
+@pytest.mark.parametrize(
+    "attrs, words",
+    [
+        ({"causal": True, "window": 4}, "this mask is causal+window"),
+        ({"causal": True, "offset": 1}, "honours no offset"),
+        ({"softcap": 30.0}, "honours no softcap"),
+        ({"sink": True}, "honours no sink"),
+    ],
+)
+def test_recipes_refuse_what_they_do_not_honour(attrs, words):
+    """A window is not the past, and what else an attention does is not passed over."""
+    with building():
+        s = Scores(m=N)
+        q, k, v = (s.input(name, f32, B, H, N, 4) for name in "qkv")
+        sink = s.input("sink", f32, H) if attrs.pop("sink", False) else None
+        op = attention(q, k, v, None, sink, scale=0.5, **attrs).op
+        for name in ("elu1", "taylor1", "window"):
+            assert words in substitute(op, op.inputs, RECIPES[name]).reason
+            assert words in compare_costs(op, RECIPES[name]).reason
 
 
 # ---- counterexamples -----------------------------------------------------------------------------

@@ -39,8 +39,8 @@ from .terms import (
 DEPTH = 120
 """Ops one below the other that are looked through."""
 
-STEPS = 4000
-"""Ops that are looked through in all."""
+LARGEST = 2000
+"""Ops in a formula, each counted as often as it is used: a longer formula is not written out."""
 
 ELEMENTWISE = frozenset({
     "abs", "add", "cast", "ceil", "clamp", "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "fmod",
@@ -58,24 +58,27 @@ class Reader:
     """Reads elements, each once."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[Value, At], Term] = {}
-        self.depth = self.steps = 0
+        self.known: dict[tuple[Value, At], tuple[Term, int]] = {}
+        self.depth = self.size = 0
 
     def read(self, x: Value, at: At) -> Term:
         """x[at], a condition where x is bool, a `Sum` where it is an integer of 32 bits or more."""
-        found = self.known.get((x, at))
-        if found is not None:
-            return found
-        if self.depth > DEPTH or self.steps > STEPS:
-            return unread(x, at)
-        self.depth, self.steps = self.depth + 1, self.steps + 1
-        try:
-            found = self._read(x, at)
-        except TooLargeError:
-            found = unread(x, at)
-        finally:
+        if (x, at) not in self.known:
+            if self.depth > DEPTH:
+                return unread(x, at)
+            outside, self.size = self.size, 1
+            self.depth += 1
+            try:
+                found = self._read(x, at)
+            except TooLargeError:
+                found = unread(x, at)
             self.depth -= 1
-        self.known[x, at] = found
+            if self.size > LARGEST:
+                found, self.size = unread(x, at), 1
+            self.known[x, at] = found, self.size
+            self.size = outside
+        found, size = self.known[x, at]
+        self.size += size
         return found
 
     def _read(self, x: Value, at: At) -> Term:
