@@ -92,7 +92,7 @@ class Sites(tuple["Site", ...]):
 
 NOTHING = (
     "no softmax in this model: attention is recognised from a softmax or from "
-    "scaled_dot_product_attention, and there is neither"
+    "scaled_dot_product_attention, and there is neither (branches of torch.cond are not looked at)"
 )
 
 

@@ -36,13 +36,10 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[s
     Raises RecipeError for an unknown recipe and for a glob that matches no site.
     """
     chosen = {glob: recipe_named(spec) for glob, spec in recipes.items()}
-    paths = {site.op: site.path for site in find_sites(graph)}
+    sites = find_sites(graph)
+    paths, why = {site.op: site.path for site in sites}, {site.op: site.reason for site in sites}
     if chosen and not paths:
-        raise RecipeError(
-            "no attention was found in this model, so there is nothing for a recipe to replace. "
-            "Open sizes that must agree, such as the lengths of k and v, agree only by name: "
-            'dynamic_shapes with one torch.export.Dim("n") for all of them'
-        )
+        raise RecipeError("no attention was found in this model, so there is nothing for a recipe to replace")
     for glob in chosen:
         if not any(fnmatchcase(path, glob) for path in paths.values()):
             known = ", ".join(dict.fromkeys(paths.values())) or "none"
@@ -73,7 +70,7 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[s
             where = dict(name=name, index=order[op], count=len(order), grid=grid, before=before)
             result = substitute(op, inputs, found, **where)
         else:
-            result = No("it was not recognised as attention", op.results[0])
+            result = No(f"it stays as it is: {why[op]}", op.results[0])
         record.record(f"{LINEARIZE}{found}", op, result)
         return (result,) if isinstance(result, Value) else None
 

@@ -162,7 +162,7 @@ def _softmax(op: Op, graph: Graph) -> Site:
         return _refused(op, "kept", kept, **_facts(own))
     if op.name == "opaque":
         return _refused(op, "kept", why_opaque(op))
-    what = role(op, graph)
+    what = role(op, graph) if "meet no matrix product" in found.reason else None
     if what is not None:
         found = No(f"it is {what}. Its weights meet no matrix product with values", op.results[0])
     return _refused(op, "not attention", called(found))

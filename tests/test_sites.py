@@ -118,6 +118,15 @@ def test_dropout_in_training_keeps_it():
     assert "dropout of 0.5" in site.reason and "eval()" in site.remedy
 
 
+def test_weights_that_are_changed_on_their_way_say_how():
+    def gated(q, k, v, gate):
+        return (scores(q, k).softmax(-1) * gate) @ v
+
+    site = only(gated, torch.rand(2, 1, 6, 6))
+    assert site.status == "not attention" and "multiplied after the softmax" in site.reason
+    assert "instead of the weights" in site.remedy
+
+
 ROLES = {
     "a router": lambda q, k, v: torch.topk(q.softmax(-1), 2).values.sum() + k + v,
     "picked": lambda q, k, v: q.topk(2).values.softmax(-1).sum() + k + v,
@@ -320,6 +329,15 @@ def test_no_softmax_is_said():
     assert result.sites == () and str(result).startswith("no softmax in this model")
     assert str(result.sites).startswith("no softmax in this model")
     assert result.to_dict()["sites"] == []
+
+
+def test_a_softmax_of_one_number_is_none():
+    class Total(nn.Module):
+        def forward(self, x):
+            return x.sum().softmax(0)
+
+    (site,) = subquad.explain(Total(), (torch.randn(2, 4),)).sites
+    assert site.status == "not attention" and site.reason
 
 
 def test_an_opaque_graph_is_explained_all_the_same():
