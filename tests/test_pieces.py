@@ -111,6 +111,20 @@ def test_no_neighbourhood_sees_the_future(kind):
         close(run(graph, *(x[:, :, :n] for x in whole)), out[:, :, :n])
 
 
+@KINDS
+def test_the_rest_is_no_difference_of_large_sums(kind):
+    """In f32 great weights near by leave no rounding in the small ones far off."""
+    n = 6 * SIZE
+    types = [TensorType(f32, (1, 1, N, d)) for d in (1, 1, 1)]
+    graph = graph_of(lambda *x: P.far(*x, size=SIZE, causal=False, kind=kind)[1], *types)
+    weights = np.ones((1, 1, n, 1), np.float32)
+    weights[:, :, 2 * SIZE : 3 * SIZE] = 1e9
+    one = torch.ones(1, 1, n, 1)
+    found = compiled(graph)([one, torch.from_numpy(weights), one], {})[0][0].double().numpy()[0, 0, :, 0]
+    expected = (~seen(n, False, kind) * weights.astype(float).ravel()).sum(-1)
+    assert (np.abs(found / expected - 1) < 1e-6).all()
+
+
 def test_any_split_of_the_keys_merges_to_softmax():
     """At levels far apart, with parts that have no key; and a factor counts as so many keys."""
 

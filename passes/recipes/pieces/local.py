@@ -10,11 +10,11 @@ from ....ir import IRError, Value
 from ....ir.dims import Dim, ceildiv
 from ....ir.ops.activation import wide
 from ....ir.ops.attention import heads, swap
-from ....ir.ops.elementwise import abs_, gt, le, logical_and, lt, sub
+from ....ir.ops.elementwise import abs_, gt, le, logical_and, lt
 from ....ir.ops.index import arange
 from ....ir.ops.linear import matmul
 from ....ir.ops.linear_attention import linear_attention
-from ....ir.ops.reduce import cumsum, sum_
+from ....ir.ops.reduce import cumsum
 from ....ir.ops.shape import cat, expand, flip, permute, reshape, slice_
 from ....ir.types import i64
 from .parts import Part, kept, ones, softmax_part, zeros
@@ -117,8 +117,7 @@ def far(
     """Sums over the keys outside the neighbourhood with weights q . k: of values, and of weights.
 
     q [b, h, n, f], k [b, g, n, f] after their feature maps, v [b, g, n, e]; the result is
-    [b, h, n, e] and [b, h, n, 1], f32 or f64. Cost n f e; no sum is taken to be subtracted again,
-    but of the blocks of a terrace both ways.
+    [b, h, n, e] and [b, h, n, 1], f32 or f64. Cost n f e.
     """
     _check(q, k, size, kind)
     each, (b, _, n, _), (_, g, _, e) = heads(q, k, v), q.shape, v.shape
@@ -146,10 +145,12 @@ def _older(q: Value, k: Value, v: Value, by: int) -> Value:
 
 
 def outside(x: Value, causal: bool) -> Value:
-    """Sums over the blocks outside the neighbourhood of each, from blocks x [b, g, c, ...]."""
+    """Sums over the blocks outside the neighbourhood of each, from blocks x [b, g, c, ...].
+
+    Added from either end: taking the neighbourhood off the sum of all would leave the rounding of
+    the large in the small.
+    """
+    before = shifted(cumsum(x, dim=2), 2)
     if causal:
-        return shifted(cumsum(x, dim=2), 2)
-    rest = sum_(x, dim=(2,), keepdim=True)
-    for by in neighbours(causal):
-        rest = sub(rest, shifted(x, by))
-    return rest
+        return before
+    return before + shifted(flip(cumsum(flip(x, dims=(2,)), dim=2), dims=(2,)), -2)
