@@ -39,7 +39,7 @@ def role(softmax: Op, graph: Graph) -> str | None:
     names = {op.name: op for op, _ in used}
     if "matmul" in names or "linear" in names:
         return None
-    size = (*softmax.types[0].shape, 1)[softmax.attrs["dim"] if "dim" in softmax.attrs else -2]
+    size = (*softmax.types[0].shape, 1)[softmax.attrs.get("dim", -2)]
     source = softmax.args[0].op
     while source.name in _PASSING:
         source = source.args[0].op
