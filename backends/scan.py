@@ -36,11 +36,12 @@ def _accumulator(*tensors: Tensor | None) -> torch.dtype:
     )
 
 
-def _spans(n: int, channels: int, block: int | None, span: int) -> list[tuple[int, int, int]]:
-    """Cut n tokens into (start, blocks, tokens a block): about as many blocks as tokens in each."""
-    if channels >= WIDE and block is None:
-        return [(0, 1, n)]
-    tokens = min(n, max(64, span // channels))
+def _spans(n: int, channels: int, block: int | None, span: int | None) -> list[tuple[int, int, int]]:
+    """Cut n tokens into (start, blocks, tokens a block): about as many blocks as tokens in each.
+
+    span: elements taken at once, all of them where it is None.
+    """
+    tokens = n if span is None else min(n, max(64, span // channels))
     size = min(n, block or 1 << round(math.log2(tokens) / 2))
     whole, rest = divmod(n, size)
     step = max(1, tokens // size)
@@ -50,7 +51,7 @@ def _spans(n: int, channels: int, block: int | None, span: int) -> list[tuple[in
 
 def _forward(
     x: Tensor, decay: Tensor, initial: Tensor | None, log: bool, reverse: bool,
-    block: int | None = None, span: int = SPAN,
+    block: int | None = None, span: int | None = None,
 ) -> Tensor:  # fmt: skip
     acc, (n, d) = _accumulator(x, decay, initial), x.shape[-2:]
     if x.numel() == 0:
@@ -58,7 +59,10 @@ def _forward(
     y, f = x.reshape(-1, n, d).to(acc), decay.reshape(-1, n, d).to(acc)
     f = f.exp() if log else f
     carry = y.new_zeros(y.shape[0], d) if initial is None else initial.reshape(-1, d).to(acc)
-    spans = _spans(n, y.shape[0] * d, block, span)
+    channels = y.shape[0] * d
+    if x.device.type == "cpu" and block is None:  # elsewhere a launch costs more than a cache miss
+        block, span = (n if channels >= WIDE else None), SPAN
+    spans = _spans(n, channels, block, span)
     out = torch.empty_like(y, memory_format=torch.contiguous_format)
     for start, many, each in spans[::-1] if reverse else spans:
         xs, fs, hs = (t.narrow(1, start, many * each).unflatten(1, (many, each)) for t in (y, f, out))
