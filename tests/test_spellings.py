@@ -321,6 +321,10 @@ MORE = {
         lambda q, k, v, keep: (q @ k.mT).masked_fill(~keep, -torch.inf).softmax(-1)
         .masked_fill(~keep, 0.0) @ v,
         "b h n d, b h m d, b h m d, b 1 n m?", "dense"),
+    "biased, and zeroed where masked": Spelling(
+        lambda q, k, v, keep, bias: (q @ k.mT + bias).masked_fill(~keep, -torch.inf).softmax(-1)
+        .masked_fill(~keep, 0.0) @ v,
+        "b h n d, b h m d, b h m d, b 1 n m?, b h n m", "dense"),
     "NaN made zero": Spelling(
         lambda q, k, v, keep: (q @ k.mT).masked_fill(~keep, -torch.inf).softmax(-1).nan_to_num(0.0) @ v,
         "b h n d, b h m d, b h m d, b 1 n m?", "dense"),
@@ -493,6 +497,32 @@ def test_an_additive_least_number_of_float16_is_no_infinity():
     oracle, _ = evaluate(fast.graph, [x.numpy() for x in (q, k, v, keep)])
     wanted = in_float64(model, (q, k, v, keep), {}).numpy()
     assert np.abs(oracle[0] - wanted).max() < 1e-9
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("how", ["nan", "uniform", "zero", "nan to num"])
+def test_a_row_without_keys_means_what_it_meant(how, biased):
+    """NaN after -inf, the mean after a finite number, 0 where weights are cleared afterwards."""
+    low = -1e9 if how == "uniform" else -torch.inf
+
+    def masked(q, k, v, keep, bias):
+        s = q @ k.mT + bias if biased else q @ k.mT
+        w = s.masked_fill(~keep, low).softmax(-1)
+        w = w.masked_fill(~keep, 0.0) if how == "zero" else w
+        return (w.nan_to_num(0.0) if how == "nan to num" else w) @ v
+
+    q, k, v, bias = Spelling(None, "b h n d, b h m d, b h m d, b h n m").args()
+    keep = torch.rand(2, 1, 7, 5, generator=torch.Generator().manual_seed(5)) > 0.4
+    keep[1, 0, 3] = False
+    model, args = Spelled(masked), (q, k, v, keep, bias)
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    equal(model, fast, args)
+    if biased and how == "uniform":  # -1e9 and a bias are no one operand that says this
+        (start,) = softmaxes(fast.graph)
+        assert "a row of only masked keys would show" in examine(start, fast.graph).reason
+    else:
+        (op,) = attentions(fast.graph)
+        assert op.attrs["empty"] == {"zero": "zero", "nan to num": "zero"}.get(how, how)
 
 
 @pytest.mark.parametrize("dropout", ["by hand", "sdpa", "layer"])

@@ -226,7 +226,7 @@ def _joined(found: Scores, met: Reached, places: Sequence[Sequence[Atom]]) -> tu
         else:
             return No(f"masked scores are {low:g}, which a row of only masked keys would show", here)
     if met.zeroed is not None:
-        if keep is None or added or keep is not placed(met.zeroed):
+        if keep is None or keep is not placed(met.zeroed):
             return No("its weights are masked after the softmax, and not as before it", met.zeroed.value)
         empty = "zero"
     if met.cleaned and empty == "nan":
