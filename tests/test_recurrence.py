@@ -13,8 +13,8 @@ from instances import graph_of, tensor
 
 from subquad.backends import backend
 from subquad.backends.linear_attention import (
-    CHANNEL_CHUNK,
     CHUNK,
+    SMALL_CHUNK,
     kernels,
     linear_attention,
     linear_attention_backward,
@@ -157,7 +157,7 @@ LENGTHS = (0, 1, 3, CHUNK - 1, CHUNK, CHUNK + 1, 257)
 def test_every_combination_is_the_loop():
     """At some length: all of them, with all heads, are in the slow suite."""
     for i, choice in enumerate(ONCE):
-        for n in (3 + i % 17, (0, 1, CHANNEL_CHUNK + 3)[i % 3]):
+        for n in (3 + i % 17, (0, 1, SMALL_CHUNK + 3)[i % 3]):
             case = Case(n, **choice)
             close(case.with_grads(case.ours()), case.with_grads(case.call(naive)))
 
@@ -294,7 +294,7 @@ def test_padding_is_neutral(kind, delta):
 def test_later_tokens_change_no_earlier_output(kind, delta):
     case = Case(CHUNK + 40, kind, delta)
     whole = case.ours()[0]
-    for n in (1, CHANNEL_CHUNK, CHUNK, CHUNK + 1):
+    for n in (1, SMALL_CHUNK, CHUNK, CHUNK + 1):
         cut = [None if x is None else x if x.ndim == 1 else x[:, :, :n] for x in case.operands]
         close([whole[:, :, :n]], [case.ours(cut)[0]], 1e-14)
 

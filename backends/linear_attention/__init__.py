@@ -15,10 +15,10 @@ size [n, n] is made, forward or backward, and no states are kept: the backward p
 """
 
 from .check import segments_of
-from .kernels import CHANNEL_CHUNK, CHUNK
+from .kernels import CHUNK, SMALL_CHUNK
 from .ops import linear_attention, linear_attention_backward, linear_attention_final
 
 __all__ = [
-    "CHANNEL_CHUNK", "CHUNK", "linear_attention", "linear_attention_backward", "linear_attention_final",
+    "CHUNK", "SMALL_CHUNK", "linear_attention", "linear_attention_backward", "linear_attention_final",
     "segments_of",
 ]  # fmt: skip

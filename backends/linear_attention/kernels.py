@@ -8,14 +8,14 @@ from torch import Tensor
 from .blocks import Blocks
 from .recurrence import Gradients, Sweep
 
-__all__ = ["CHUNK", "backward", "final_dtype", "forward"]
+__all__ = ["CHUNK", "SMALL_CHUNK", "backward", "final_dtype", "forward"]
 
 CHUNK = 64
 """Tokens in a chunk."""
-CHANNEL_CHUNK = 32
-"""Tokens in a chunk where each feature decays by itself: pairs inside cost more than states."""
-ROWS = 4096
-"""Rows of work, tokens x batch x heads, taken at once."""
+SMALL_CHUNK = 32
+"""The same with the delta rule or a decay of each feature, where pairs inside a chunk cost more."""
+ROWS = 8192
+"""Rows of work, tokens x batch x heads, taken at once: few large products bear other work on the machine."""
 
 
 def final_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -41,7 +41,7 @@ class Problem:
         self.decay, self.beta = decay, None if beta is None else beta[..., None]
         self.once = not causal and decay is None and segments is None
         channel = decay is not None and decay.ndim == 4 and decay.shape[3] > 1
-        self.chunk = chunk or (CHANNEL_CHUNK if channel else CHUNK)
+        self.chunk = chunk or (SMALL_CHUNK if channel or beta is not None else CHUNK)
         # Away from the CPU a launch costs more than a cache miss (this factor is not measured).
         self.rows = rows or (ROWS if q.device.type == "cpu" else 32 * ROWS)
         self.directions = [bool(reverse)] if causal else [False, True]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .check import check, heads
-from .kernels import CHANNEL_CHUNK, CHUNK, backward, final_dtype, forward
+from .kernels import CHUNK, SMALL_CHUNK, backward, final_dtype, forward
 
 __all__ = ["linear_attention", "linear_attention_backward", "linear_attention_final"]
 
@@ -198,7 +198,7 @@ def _shape(q, k, v, normalize, decay, beta, state, segments):
     plain = decay is None and beta is None and state is None and segments is None
     g = max(k[1], v[1]) if plain else h
     channel = decay is not None and len(decay) == 4 and decay[3] > 1
-    return h, g, _pairs(q[2], CHANNEL_CHUNK if channel else CHUNK)
+    return h, g, _pairs(q[2], SMALL_CHUNK if channel or beta is not None else CHUNK)
 
 
 @register_flop_formula([torch.ops.subquad.linear_attention, torch.ops.subquad.linear_attention_final])

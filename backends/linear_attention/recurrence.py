@@ -69,20 +69,29 @@ def unit_inverse(lower: Tensor) -> Tensor:
     return inverse
 
 
+def add_product(x: Tensor, a: Tensor, b: Tensor, factor: Tensor | None) -> None:
+    """x += (a @ b) times factor, in place."""
+    if factor is None:
+        x.baddbmm_(a, b)
+    else:
+        blocks = (-1, factor.shape[1])
+        x.unflatten(0, blocks).addcmul_((a @ b).unflatten(0, blocks), factor)
+
+
 def scan(
     carry: Tensor | None, state: Tensor, added: Tensor | None, u: Tensor, rows: Tensor | None,
     columns: Tensor, back: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """S <- carry S + added + columns^T (u + rows S) over the m chunks of a span.
 
     state [s, d, e]; added [m * s, d, e]; u [m * s, c, e]; rows and columns [m * s, c, d]. Returns
-    the state before each chunk, [m * s, d, e], u + rows S, and the last state. rows None: u stays.
+    the states [m + 1, s, d, e] in the order of the tokens, so the first is the last where back, and
+    u + rows S. rows None: u stays.
     """
     s = state.shape[0]
     m = u.shape[0] // s
     states = state.new_empty(m + 1, *state.shape)
     step, first = (-1, m) if back else (1, 0)
-    before = states[1:] if back else states[:-1]
     factors = None if carry is None else carry.expand(m, -1, -1, -1).unbind()
     order = range(m)[::step]
     states[first] = state
@@ -106,7 +115,7 @@ def scan(
             left = left if added is None else left + added[i]
             torch.baddbmm(left, columns[i].mT, u[i], out=states[i if back else i + 1])
         u = u.flatten(0, 1)
-    return before.flatten(0, 1), u, states[-1 - first if back else m]
+    return states, u
 
 
 class Sweep:
@@ -158,8 +167,8 @@ class Sweep:
             x.U, x.W = x.solve @ (x.beta * v), x.solve @ (times(k, x.decay.into) * -x.beta)
         return x
 
-    def states(self, x: Chunks, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The state before each chunk, the rows u, and the state after all."""
+    def states(self, x: Chunks, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The states before each chunk and after all, [m + 1, s, d, e], and the rows u."""
         k = times(x.k, x.decay.out)
         if x.U is None or x.W is None:
             return scan(x.decay.carry, state, None, x.v, None, k)
@@ -178,10 +187,10 @@ class Sweep:
             if marks is not None:
                 marks.append(state)
             x = self.load(span, wanted)
-            states, u, state = self.states(x, state)
-            out = None
+            states, u = self.states(x, state)
+            state, out = states[-1], None
             if wanted:
-                out = torch.bmm(times(x.q, x.decay.into), states)
+                out = torch.bmm(times(x.q, x.decay.into), states[:-1].flatten(0, 1))
                 out.baddbmm_(self.seen(x.decay.scores(x.q, x.k)), u)
             yield span, out, state
 
@@ -189,35 +198,36 @@ class Sweep:
         """Gradients of the operands, from those of the output and of the last state; of the first."""
         for span, mark in zip(reversed(self.cut.spans()), reversed(marks)):
             x = self.load(span)
-            states, u, _ = self.states(x, mark)
+            states, u = self.states(x, mark)
             dstate = self._pull(span, x, states, u, self.cut.read(grad, span), dstate, into)
         return dstate
 
     def _pull(self, span: Span, x: Chunks, states: Tensor, u: Tensor, g: Tensor, dstate: Tensor,
               into: Gradients) -> Tensor:  # fmt: skip
         q, k, decay = x.q, x.k, x.decay
+        before, after = states[:-1].flatten(0, 1), states[1:].flatten(0, 1)
         met, left = times(q, decay.into), times(k, decay.out)
         scores = self.seen(decay.scores(q, k))
         dscores = self.seen(g @ u.mT)
         dq, column = decay.pull(dscores, q, k)
-        dq = dq + times(g @ states.mT, decay.into)
+        add_product(dq, g, before.mT, decay.into)
         if x.W is None:
-            dstates, _, dstate = scan(decay.carry, dstate, None, g, None, met, back=True)
-            du = torch.baddbmm(left @ dstates, scores.mT, g)
+            dstates, _ = scan(decay.carry, dstate, None, g, None, met, back=True)
+            du = (scores.mT @ g).baddbmm_(left, dstates[1:].flatten(0, 1))
         else:
-            dstates, du, dstate = scan(decay.carry, dstate, met.mT @ g, scores.mT @ g, left, x.W, back=True)
-        last = times(u @ dstates.mT, decay.out)
-        column = column + last
-        dv, row, dbeta = (du, None, None) if x.W is None else self._pull_delta(x, states, du, column)
+            added, du = met.mT @ g, scores.mT @ g
+            dstates, du = scan(decay.carry, dstate, added, du, left, x.W, back=True)
+        dstate, dstates = dstates[0], dstates[1:].flatten(0, 1)
+        add_product(column, u, dstates.mT, decay.out)
+        dv, row, dbeta = (du, None, None) if x.W is None else self._pull_delta(x, before, du, column)
         self.cut.write(into.q, span, dq, into.add)
         self.cut.write(into.k, span, column if row is None else column + row, into.add)
         self.cut.write(into.v, span, dv[..., :-1] if self.ones else dv, into.add)
         if into.beta is not None and dbeta is not None:
             self.cut.write(into.beta, span, dbeta, into.add)
         if into.decay is not None and decay.carry is not None:
-            dsums = q * dq - k * (column if row is None else column - row)
-            ends = (states * dstates).unflatten(0, (-1, decay.carry.shape[1])) * decay.carry
-            dsums[:, -1] += ends.flatten(0, 1).sum(-1) + (k * last).sum(1)
+            dsums = (q * dq).addcmul_(k, column if row is None else column - row, value=-1)
+            dsums[:, -1] += (after * dstates).sum(-1)  # all that is left at the end passed through it
             if decay.carry.shape[2] == 1:
                 dsums = dsums.sum(-1, keepdim=True)
             self.cut.write(into.decay, span, dsums.flip(1).cumsum(1).flip(1), into.add)
