@@ -195,6 +195,23 @@ def test_an_integer_mask_times_a_low_number_is_a_bias():
     assert (found.kind, found.bias.shape) == ("bias", (B, 1, 1, M)) and "input 'kept'" in found.reason
 
 
+def test_keys_before_and_after_padding():
+    """Bias keys and global tokens: a padding mask made longer by keys that are kept, or are not."""
+
+    def padded(s, value=0.0):
+        keep = reshape(s.input("keep", bool_, B, M - 3), shape=(B, 1, 1, M - 3))
+        return OPS["pad"](where(keep, 0.0, LOW), pad=(2, 1), value=value)
+
+    def joined(s):
+        ones = expand(OPS["const"](value=True, dtype=bool_), size=(B, 3))
+        keep = cat(ones, s.input("keep", bool_, B, M - 3), dim=1)
+        return logical_and(s.causal(), reshape(keep, shape=(B, 1, 1, M)))
+
+    proved(padded, "padding")
+    proved(lambda s: padded(s, -1e9), "padding")
+    proved(joined, "causal+padding")
+
+
 def test_shifted_windows():
     """Swin: tokens of one window see each other if they were neighbours before the shift."""
 

@@ -198,4 +198,6 @@ def _integer(x: Term) -> bool:
 def _why(terms: Signed) -> str:
     names = dict.fromkeys(source(item.value) for _, x in terms for item in items(x))
     through = ", ".join(list(names)[:3]) or "queries and keys"
+    if all(places(x) <= {0, 3} for _, x in terms):
+        through += " and is the same for every query and head"
     return f"what it adds to the scores is not proved to be 0 or -inf: it depends on {through}"

@@ -29,6 +29,7 @@ from .terms import (
     apply,
     bounds,
     items,
+    one,
     places,
     plus,
     quotient,
@@ -206,7 +207,7 @@ def _triangle(reader: Reader, op: Op, at: At) -> Term:
 
 
 def _cat(reader: Reader, op: Op, at: At) -> Term | None:
-    """The piece, where it is known which; else by cases, if every index is one of every piece."""
+    """The piece, where it is known which; else by cases."""
     dim = op.attrs["dim"]
     ends: list[Dim] = [0]
     for part in op.args:
@@ -216,18 +217,40 @@ def _cat(reader: Reader, op: Op, at: At) -> Term | None:
     for part, start, end in zip(op.args, ends[:-1], ends[1:], strict=True):
         if low is not None and at_least(low - end, 0):
             continue
-        here = plus(at[dim], whole(start), -1) if part.shape[dim] != 1 else ZERO
+        here = plus(at[dim], whole(start), -1)
         if low is not None and high is not None and at_least(low - start, 0) and at_least(end - 1 - high, 0):
             return reader.read(part, (*at[:dim], here, *at[dim + 1 :]))
-        pieces.append((end, reader.read(part, (*at[:dim], here, *at[dim + 1 :]))))
+        pieces.append((end, _inside(reader, part, dim, here, at)))
         if high is not None and at_least(end - 1 - high, 0):
             break
-    if any(places(i) & places(at[dim]) for _, piece in pieces for item in items(piece) for i in item.at):
-        return None
     found = pieces[-1][1]
     for end, piece in reversed(pieces[:-1]):
         found = choice(compared(plus(at[dim], whole(1 - end))), piece, found)
     return found
+
+
+def _inside(reader: Reader, x: Value, dim: int, here: Sum, at: At) -> Term:
+    """x at `here` along an axis, which may be outside: then it is any element, but one there is."""
+    found = reader.read(x, (*at[:dim], ZERO if x.shape[dim] == 1 else here, *at[dim + 1 :]))
+    if not any(places(i) & places(here) for item in items(found) for i in item.at):
+        return found
+    first = one(apply("maximum", (here, ZERO), (i64, i64)))
+    nearest = one(apply("minimum", (first, whole(x.shape[dim] - 1)), (i64, i64)))
+    return reader.read(x, (*at[:dim], nearest, *at[dim + 1 :]))
+
+
+def _pad(reader: Reader, op: Op, at: At) -> Term | None:
+    x, pad, dtype = op.args[0], op.attrs["pad"], op.types[0].dtype
+    padded = [(x.rank - 1 - i // 2, pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+    padded = [(dim, a, b) for dim, a, b in padded if (a, b) != (0, 0)]
+    if op.attrs["mode"] != "constant" or len(padded) != 1 or x.shape[padded[0][0]] == 0:
+        return None
+    ((dim, before, after),) = padded
+    if not (at_least(before, 0) and at_least(after, 0)):
+        return None
+    here = plus(at[dim], whole(before), -1)
+    there = every((compared(scaled(here, -1)), compared(plus(here, whole(1 - x.shape[dim])))))
+    return choice(there, _inside(reader, x, dim, here, at), number_of(op.attrs["value"] or 0, dtype))
 
 
 def _index(reader: Reader, op: Op, at: At) -> Term | None:
@@ -280,7 +303,7 @@ def _cumsum(reader: Reader, op: Op, at: At) -> Term | None:
 VIEWS: dict[str, Callable[[Reader, Op, At], Term | None]] = {
     "reshape": _reshape, "permute": _permute, "expand": _expand, "slice": _slice, "flip": _flip,
     "detach": _detach, "arange": _arange, "size": _size, "eye": _eye, "tril": _triangle, "triu": _triangle,
-    "cat": _cat, "index": _index, "index_select": _index_select, "gather": _gather,
+    "cat": _cat, "pad": _pad, "index": _index, "index_select": _index_select, "gather": _gather,
     "embedding": _embedding, "cumsum": _cumsum,
 }  # fmt: skip
 """What is looked through besides elementwise ops."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ...ir import Dim, Value
+from ...ir import Value
 from ...ir.types import f32
-from .arithmetic import converted, value_of
+from .arithmetic import converted, two_valued, value_of
 from .conditions import TRUE, compared, every, negated
 from .element import At, Reader, aligned
 from .mask import NEGLIGIBLE
@@ -23,11 +23,10 @@ from .terms import (
     Known,
     Le,
     Not,
-    Sum,
     Term,
+    items,
     one,
     plus,
-    scaled,
 )
 
 
@@ -129,25 +128,14 @@ def _counted(part: Condition) -> tuple[At, At, Value] | None:
     op = a.value.op
     if op.name != "cumsum" or op.attrs["dim"] != a.value.rank - 1:
         return None
-    (jumps,) = op.args  # whether, or how often, each token starts a segment
-    token = Axis(5, jumps.shape[-1])
-    jump = Reader().read(jumps, (*a.at[:-1], one(token)))
-    if isinstance(jump, Sum):
-        jump = negated(compared(jump, True))
-    if not (isinstance(jump, Not) and isinstance(jump.condition, Eq)):
+    (jumps,) = op.args  # whether each token starts a segment
+    token = one(Axis(5, jumps.shape[-1] - 1))
+    jump = two_valued(Reader().read(jumps, (*a.at[:-1], plus(token, ONE))))  # of all but the first
+    if jump is None or jump[1:] != (1, 0) or not isinstance(jump[0], Not):
         return None
-    here = [x for x in jump.condition.sum.linear() or {} if isinstance(x, Item) and x.at[-1] == one(token)]
-    for now in here:  # not now - before - 1 == 0
-        for before in here:
-            gap = plus(plus(one(now), one(before), -1), ONE, -1)
-            if Eq(gap) == jump.condition or Eq(scaled(gap, -1)) == jump.condition:
-                if _precedes(before, now, jumps.shape[-1]):
-                    return a.at, b.at, now.value
+    goes_on = jump[0].condition
+    for item in items(goes_on):  # now - before == 1, of one tensor
+        now, before = (Item(item.value, (*a.at[:-1], at)) for at in (plus(token, ONE), token))
+        if compared(plus(plus(one(now), one(before), -1), ONE, -1), True) == goes_on:
+            return a.at, b.at, item.value
     return None
-
-
-def _precedes(before: Item, now: Item, size: Dim) -> bool:
-    """Whether token t + 1 of `before` is token t of `now`: cat((anything, now))[t + 1]."""
-    later = one(Axis(5, size - 1))
-    moved = Reader().read(before.value, (*before.at[:-1], plus(later, ONE)))
-    return moved == one(Item(now.value, (*now.at[:-1], later)))
