@@ -195,7 +195,7 @@ def _lines(site: Site, counterexamples: bool) -> Iterator[tuple[str, str]]:
         yield "mask", mask_text(site)
     if counterexamples and site.counterexample:
         yield "e.g.", site.counterexample
-    if site.reason and site.mask != "dense":
+    if site.reason and (site.proof is None or site.reason != site.proof.reason):
         yield "because", site.reason
     if site.at and site.at != site.source:
         yield "at", site.at
@@ -237,12 +237,18 @@ _PARTS: dict[str, Any] = {
     "past window": lambda p: f"{_position(p)} - j < {p.get('window')}",
     "chunked": lambda p: f"keys of the same {p.get('chunk')} positions",
     "prefix": lambda p: f"the first {p.get('prefix')} keys are seen by all",
-    "packed": lambda p: f"sequences told apart by {p.get('segments')}",
-    "padding": lambda p: f"keys kept by {p.get('padding')}",
+    "packed": lambda p: f"sequences told apart by {_some(p['segments'])}",
+    "padding": lambda p: f"keys kept by {_some(p['padding'])}",
     "alibi": lambda p: f"slopes {_slopes(p.get('slopes'))}",
-    "relative": lambda p: f"a bias by j - i, from {p.get('relative')}",
-    "bias": lambda p: f"added to the scores, from {p.get('bias')}",
+    "relative": lambda p: f"a bias by j - i, from {_some(p['relative'])}",
+    "bias": lambda p: f"added to the scores, from {_some(p['bias'])}",
 }
+
+
+def _some(names: str) -> str:
+    """The first two names of many."""
+    first, *rest = names.split(", ")
+    return names if len(rest) < 2 else f"{first}, {rest[0]} and {len(rest) - 1} more"
 
 
 def _slopes(slopes: Any) -> str:

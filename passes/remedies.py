@@ -57,7 +57,10 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (r" broadcast", "expand k and v to the batch and heads of q before the call: k.expand(...)"),
     (r"enable_gqa=True on", "give q, k and v four axes, [batch, heads, tokens, features]"),
-    (r"and the mask \d", "fold the leading axes into one batch, so that q, k, v and the mask have 4 axes"),
+    (
+        r"and the mask .*: only",
+        "fold the leading axes into one batch, so that q, k, v and the mask have 4 axes",
+    ),
     (r"kernel of its own", "call torch.nn.functional.scaled_dot_product_attention"),
     (r"imported as one opaque call", "nothing: it is run as torch runs it"),
     (r"no pass has put attention", "run the pass called attention: subquad.EXACT has it"),

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import subquad
+from subquad import verdicts
 from subquad.passes import find_sites
+from subquad.passes.masks import PARTS
 from subquad.passes.remedies import REMEDIES, remedy
 from subquad.passes.sites import STATUSES
 from subquad.verdicts import collapsed, ranges
@@ -401,6 +403,19 @@ def test_ranges():
     assert ranges([3, 1, 2, 7]) == "1-3,7"
 
 
-def test_the_first_remedy_that_fits_is_given():
+SAID = "\n".join(
+    path.read_text("utf-8") for path in sorted((ROOT / "passes").rglob("*.py")) if path.name != "remedies.py"
+)
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in REMEDIES])
+def test_a_remedy_is_for_something_that_is_said(pattern):
+    assert re.search(pattern, SAID, re.MULTILINE), "no refusal reads so any more"
+
+
+def test_no_remedy_for_what_is_not_said():
     assert remedy("nothing of the kind") == ""
-    assert all(what and remedy(what) is not None for _, what in REMEDIES)
+
+
+def test_every_part_of_a_mask_has_words():
+    assert set(PARTS) <= set(verdicts._PARTS)
