@@ -22,7 +22,7 @@ from subquad.ir.ops.elementwise import (
 )
 from subquad.ir.ops.index import arange
 from subquad.ir.ops.reduce import cumsum
-from subquad.ir.ops.shape import cat, expand, permute, reshape, slice_, triu
+from subquad.ir.ops.shape import cat, expand, permute, reshape, slice_, tril, triu
 from subquad.ir.types import bool_, f32, i64
 from subquad.passes import RECIPES, compare_costs
 from subquad.passes.linearize import substitute
@@ -193,6 +193,15 @@ def test_an_integer_mask_times_a_low_number_is_a_bias():
     with building():
         found = classify(build(Scores()))
     assert (found.kind, found.bias.shape) == ("bias", (B, 1, 1, M)) and "input 'kept'" in found.reason
+
+
+@pytest.mark.parametrize("w", [1, 2, 5])
+def test_windows_as_differences_of_triangles(w):
+    """xor of two triangles, and bounds that others imply."""
+    both = lambda s: OPS["logical_xor"](tril(s.ones()), tril(s.ones(), diagonal=-w))  # noqa: E731
+    assert proved(both, "causal+window").window == w
+    assert proved(lambda s: logical_or(s.causal(1), s.causal(-w)), "causal").offset == 1
+    assert proved(lambda s: logical_or(s.causal(w), triu(s.ones(), diagonal=w + 1)), "none").kind == "none"
 
 
 def test_keys_before_and_after_padding():

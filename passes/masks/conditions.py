@@ -77,7 +77,8 @@ def _joined(parts: Iterable[Condition], kind: Any, other: Any) -> Condition:
             found |= part.parts if isinstance(part, kind) else {part}
     if len(found) > MOST:
         raise TooLargeError
-    if any(negated(part) in found for part in found):
+    found = _bounded(found, kind is All)
+    if any(negated(part) in found for part in found) or absorbing in found:
         return absorbing
     found = {p for p in found if not (isinstance(p, other) and p.parts & found)}
     if len(found) > 1 and all(isinstance(p, other) for p in found):
@@ -86,6 +87,25 @@ def _joined(parts: Iterable[Condition], kind: Any, other: Any) -> Condition:
             rest = [(every if other is All else some)(p.parts - shared) for p in found]
             return (every if other is All else some)([*shared, _joined(rest, kind, other)])
     return next(iter(found)) if len(found) == 1 else kind(frozenset(found)) if found else Known(kind is All)
+
+
+def _bounded(found: set[Any], all_: bool) -> set[Any]:
+    """Conditions without bounds that others imply; and False, or True, where two exclude, or cover, all."""
+    ends: dict[frozenset[Any], Any] = {}
+    rest = {p for p in found if not isinstance(p, Le)}
+    for part in found - rest:
+        form, start = plus(part.sum, whole(part.sum.start), -1).terms, part.sum.start
+        other = ends.get(form, start)
+        if at_least(start - other, 0) or at_least(other - start, 0):
+            ends[form] = start if at_least(start - other, 0) == all_ else other
+        else:
+            rest.add(part)
+    for form, start in ends.items():
+        rest.add(Le(plus(Sum(form), whole(start))))
+        opposite = ends.get(scaled(Sum(form), -1).terms)
+        if opposite is not None and at_least(start + opposite - 1 if all_ else 1 - start - opposite, 0):
+            rest.add(Known(not all_))
+    return rest
 
 
 def compared(x: Sum, equal: bool = False) -> Condition:
