@@ -188,6 +188,23 @@ def test_a_linear_part_stands_on_the_level_it_is_given():
     close(run(graph, q, k, v, gamma), weighted(w, v))
 
 
+def test_rows_without_keys_have_gradients():
+    """0 where nothing is seen, of either kind of part; not what 0 / 0 leaves."""
+
+    def empty(q, k, v, p):
+        rest = P.linear_part(*P.far(F.relu(q), F.relu(k), v, size=2, causal=True, padding=p))
+        near = P.windowed(q, k, v, size=2, scale=0.6, causal=True, padding=p)
+        return P.normalised(rest), P.merge(near, rest)
+
+    graph, keep = graph_of(empty, *TYPES, flags(B, 1, 1, N)), np.ones((B, 1, 1, 7), bool)
+    keep[0] = False
+    leaves = [torch.from_numpy(x).requires_grad_() for x in operands(7)]
+    for out in compiled(graph)([*leaves, torch.from_numpy(keep)], {})[0]:
+        assert not out[0].any() and out[1].any()
+        for grad in torch.autograd.grad(out.square().sum(), leaves, retain_graph=True):
+            assert grad.isfinite().all() and not grad[0].any() and grad[1].any()
+
+
 def test_narrow_operands_sum_in_f32():
     """Parts are f32 whatever the operands are, and the result takes the dtype asked for."""
     types = [TensorType(bf16, (1, 2, N, D))] * 3

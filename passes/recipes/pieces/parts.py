@@ -64,7 +64,8 @@ def joined(first: Part, *others: Part) -> Part:
 
 def normalised(part: Part, dtype: DType | None = None) -> Value:
     """What attention over the part's keys gives: numerator / total; 0 where there is no key."""
-    out = where(gt(part.level, 0.5 * LOWEST), part.numerator / part.total, 0.0)
+    some = gt(part.level, 0.5 * LOWEST)  # of both, so that no gradient passes through 0 / 0
+    out = where(some, part.numerator / where(some, part.total, 1.0), 0.0)
     return out if dtype is None else as_dtype(out, dtype)
 
 
