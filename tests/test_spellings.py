@@ -329,6 +329,9 @@ MORE = {
         lambda q, k, v, keep: (q @ k.mT).masked_fill(~keep, -torch.inf).softmax(-1).nan_to_num(0.0) @ v,
         "b h n d, b h m d, b h m d, b 1 n m?", "dense"),
     "two products": Spelling(relative_part, "b h n d, b h m d, b h m d, b h m d"),
+    "positions of each query": Spelling(
+        lambda q, k, v, r: (q @ k.mT * 0.3 + torch.einsum("bhld,lrd->bhlr", q, r) * 0.3).softmax(-1) @ v,
+        "b h n d, b h m d, b h m d, n m d", "bias"),
     "a query alone": Spelling(attend, "b h 1 d, b h m d, b h m d"),
     "sdpa": Spelling(F.scaled_dot_product_attention, "b h n d, b h m d, b h m e"),
     "sdpa, causal": Spelling(
