@@ -4,6 +4,7 @@ The oracle is the loop over tokens in `naive`, with autograd through it; the num
 is another such loop, and its body the parallel form.
 """
 
+import importlib
 import itertools
 
 import numpy as np
@@ -514,3 +515,51 @@ def test_the_delta_rule_has_a_body_for_known_lengths_only():
     assert result.shape == (1, 2, 3, 4)
     with pytest.raises(IRError, match="needs a number of tokens, not n"):
         evaluate_body(out.op, [*x, np.ones((1, 2, 3))])
+
+
+# ---- what others say it is
+
+
+def references():
+    """name: (module, function, layout is [b, t, h, d], names of operands after q, k, v)."""
+    base = "fla.ops."
+    return {
+        ("token", False): (base + "simple_gla.naive", "naive_recurrent_simple_gla", True, "g"),
+        ("channel", False): (base + "gla.naive", "naive_recurrent_gla", True, "gk"),
+        ("none", True): (base + "delta_rule.naive", "delta_rule_recurrence", False, ""),
+        ("token", True): (base + "gated_delta_rule.naive", "naive_recurrent_gated_delta_rule", True, "g"),
+        ("channel", True): (base + "kda.naive", "naive_recurrent_kda", True, "g"),
+    }
+
+
+@pytest.mark.parametrize("kind, delta", list(references()))
+def test_agrees_with_flash_linear_attention(kind, delta):
+    """Where fla-core happens to be installed and imports (it needs a Triton that it knows)."""
+    module, name, tokens_first, decays = references()[kind, delta]
+    try:
+        reference = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        pytest.skip(f"no {module}: {type(error).__name__}")
+    case = Case(CHUNK + 5, kind, delta, state=True, dtype=torch.float32)
+    q, k, v, decay, beta, state = (None if x is None else x.detach() for x in case.operands)
+    named = {decays: decay} if decays else {}
+    if delta:
+        named["beta"] = beta
+    tensors = {"q": q, "k": k, "v": v, **named}
+    if tokens_first:
+        tensors = {n: x.transpose(1, 2) for n, x in tensors.items()}
+    out, last = reference(**tensors, initial_state=state, output_final_state=True)
+    out = out.transpose(1, 2) if tokens_first else out
+    close(case.ours([q * 5**-0.5, k, v, decay, beta, state]), [out, last], 2e-6)
+
+
+def test_agrees_with_the_retention_of_flash_linear_attention():
+    """Constant decays 1 - 2^(-5 - h), in parallel form."""
+    try:
+        from fla.ops.retention.naive import naive_retention
+    except Exception as error:
+        pytest.skip(f"no fla.ops.retention: {type(error).__name__}")
+    q, k, v = (x.detach() for x in Case(70, "none", dtype=torch.float32).operands[:3])
+    decay = torch.log1p(-(2.0 ** (-5.0 - torch.arange(2.0))))
+    ours = linear_attention(q * 5**-0.5, k, v, True, False, decay=decay)
+    close([ours], [naive_retention(q, k, v)], 2e-6)

@@ -1,17 +1,18 @@
-"""Causal linear attention beside causal softmax attention, as the sequence grows.
+"""The recurrence beside causal softmax attention: every decay, every direction, as the sequence grows.
 
-    python tests/benchmarks/bench_linear_attention.py             # forward
-    python tests/benchmarks/bench_linear_attention.py --backward  # forward and backward
-    python tests/benchmarks/bench_linear_attention.py --chunks    # how the chunk size was chosen
+    python tests/benchmarks/bench_linear_attention.py             # all forms at one length, then exponents
+    python tests/benchmarks/bench_linear_attention.py --chunks    # how the chunk sizes were chosen
+    python tests/benchmarks/bench_linear_attention.py --inductor  # the same kernels through torch.compile
 
-The two are timed in turn, pair by pair, so that a busy machine slows both; the ratio is taken
-within each pair. Beside the rate at which linear attention does its own FLOPs (masked halves of
-chunks included) stands the rate of a plain float32 matrix product timed in the same pairs. What
-memory each adds at its peak is the process's own high-water mark, where Linux tells it.
+Each form is timed in turn with softmax attention and two plain matrix products, round by round, so that
+a busy machine slows all; ratios are taken within a round. Rates are of the algorithm's own FLOPs (masked
+halves of chunks included). sgemm is `a @ a`, the best product of float32 the machine has is oneDNN's,
+and bandwidth is that of a copy too large for any cache. What memory a call adds at its peak is the
+process's own high-water mark, where Linux tells it.
 
-Read the spread first. Linear attention is thousands of short parallel regions, and on a machine
-with other work each may wait for a thread that is not running: the greatest times are then tens
-of times the least. OMP_WAIT_POLICY=passive is slower when all is quiet and steady when not.
+Read the spread first. Parallel regions are short, and on a machine with other work each may wait for a
+thread that is not running: the greatest times are then tens of times the least. --clock cpu with
+OMP_NUM_THREADS=1 counts the seconds that one core worked, which other work disturbs far less.
 """
 
 import argparse
@@ -23,20 +24,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from subquad.backends import linear_attention as la
+from subquad.backends.linear_attention import kernels, linear_attention
 
-EPS = 1e-6
-GEMM = 2048
+GEMM = 1024
+FORMS = {
+    "none": (None, False), "head": ("head", False), "token": ("token", False), "channel": ("channel", False),
+    "delta": (None, True), "token delta": ("token", True), "channel delta": ("channel", True),
+}  # fmt: skip
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = time.perf_counter
 
 
 def seconds(f: Callable[[], object]) -> float:
     """How long one call takes."""
-    start = time.perf_counter()
+    start = clock()
     f()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def spread(xs: Sequence[float], form: str) -> str:
@@ -47,9 +53,7 @@ def spread(xs: Sequence[float], form: str) -> str:
 
 def exponent(lengths: Sequence[int], times: Sequence[float]) -> float:
     """p in time ~ n^p, by least squares on logarithms."""
-    return statistics.linear_regression(
-        [math.log(n) for n in lengths], [math.log(t) for t in times]
-    ).slope
+    return statistics.linear_regression([math.log(n) for n in lengths], [math.log(t) for t in times]).slope
 
 
 def peak_mib(f: Callable[[], object]) -> float:
@@ -69,107 +73,160 @@ def peak_mib(f: Callable[[], object]) -> float:
         return math.nan
 
 
-def operands(n: int, heads: int, dim: int, device: str = "cpu") -> list[torch.Tensor]:
-    """q, k, v [1, heads, n, dim], positive as after a feature map; nothing rests on the values."""
-    return [torch.rand(1, heads, n, dim, device=device) / dim for _ in range(3)]
+def operands(form: str, n: int, heads: int, dim: int, device: str = "cpu", dtype=torch.float32) -> list:
+    """q, k, v, decay, beta; the keys of the delta rule have unit length."""
+    kind, delta = FORMS[form]
+    shape = {None: None, "head": (heads,), "token": (1, heads, n), "channel": (1, heads, n, dim)}[kind]
+
+    def rand(*size):
+        return torch.rand(*size, device=device).to(dtype)
+
+    q, k, v = (rand(1, heads, n, dim) / dim for _ in range(3))
+    decay = None if shape is None else -rand(*shape)
+    return [q, normalize(k, dim=-1) if delta else k, v, decay, rand(1, heads, n) if delta else None]
 
 
-def call(f: Callable, tensors: list[torch.Tensor], backward: bool) -> object:
+def call(tensors: list, causal: bool, backward: bool) -> object:
     """One forward call, or one forward and backward call."""
     if not backward:
         with torch.no_grad():
-            return f(*tensors)
-    tensors = [x.detach().requires_grad_() for x in tensors]
-    out = f(*tensors)
-    return torch.autograd.grad(out, tensors, torch.ones_like(out))
+            q, k, v, decay, beta = tensors
+            return linear_attention(q, k, v, causal, False, decay=decay, beta=beta)
+    q, k, v, decay, beta = (x if x is None else x.detach().requires_grad_() for x in tensors)
+    out = linear_attention(q, k, v, causal, False, decay=decay, beta=beta)
+    there = [x for x in (q, k, v, decay, beta) if x is not None]
+    return torch.autograd.grad(out, there, torch.ones_like(out))
 
 
-def linear(q, k, v):
-    """What is measured."""
-    return la.linear_attention(q, k, v, True, True, EPS)
-
-
-def softmax(q, k, v):
-    """What it is measured against."""
-    return scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def compare(lengths: Sequence[int], heads: int, dim: int, pairs: int, backward: bool) -> None:
-    """One line for each length."""
-    titles = ("linear ms", "softmax ms", "softmax / linear", "linear GFLOP/s", "matmul GFLOP/s")
-    print(f"{'n':>6}" + "".join(f"{t:>24}" for t in titles) + "    MiB added: linear, softmax")
+def machine() -> tuple[Callable[[], object], Callable[[], object]]:
+    """sgemm and the best float32 product of GEMM x GEMM matrices."""
     a = torch.rand(GEMM, GEMM)
-    medians = []
-    for n in lengths:
-        tensors = operands(n, heads, dim)
-        with FlopCounterMode(display=False) as counter:
-            call(linear, operands(n, heads, dim, "meta"), backward)
-
-        def ours(tensors=tensors):
-            return call(linear, tensors, backward)
-
-        def theirs(tensors=tensors):
-            return call(softmax, tensors, backward)
-
-        if n == lengths[0]:  # what is set up once belongs to neither
-            ours(), theirs(), a @ a
-        memory = peak_mib(ours), peak_mib(theirs)
-        times = [(seconds(ours), seconds(theirs), seconds(lambda: a @ a)) for _ in range(pairs)]
-        t_linear, t_softmax, t_gemm = zip(*times)
-        medians.append((statistics.median(t_linear), statistics.median(t_softmax)))
-        flops = counter.get_total_flops()
-        cells = (
-            spread([1e3 * t for t in t_linear], ".1f"),
-            spread([1e3 * t for t in t_softmax], ".0f"),
-            spread([s / t for t, s, _ in times], ".1f"),
-            spread([flops / t / 1e9 for t in t_linear], ".0f"),
-            spread([2 * GEMM**3 / t / 1e9 for t in t_gemm], ".0f"),
-        )
-        line = "".join(f"{c:>24}" for c in cells)
-        print(f"{n:6d}{line}{memory[0]:>14.0f}, {memory[1]:.0f}", flush=True)
-    if len(lengths) > 1:
-        p, s = (exponent(lengths, ts) for ts in zip(*medians))
-        print(f"time grows as n^{p:.2f} (linear) and n^{s:.2f} (softmax)")
+    best = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return lambda: a @ a, (lambda: best(a, a, None, "none", [], "")) if best else (lambda: a @ a)
 
 
-def chunks(pairs: int) -> None:
-    """Forward and backward ms for each chunk size and number of rows at once, in turn."""
-    choices = [(c, r) for c in (32, 64, 128) for r in (1024, 2048, 4096)]
-    header = "".join(f"{f'{c}/{r}':>10}" for c, r in choices)
-    print(f"{'median ms, chunk/rows':30}{header}")
-    for heads, n, dim in [(2, 16384, 64), (8, 16384, 64), (32, 4096, 128)]:
-        q, k, v = operands(n, heads, dim)
-        grad = torch.ones_like(v)
-        for name in ("forward", "backward"):
+def table(n: int, heads: int, dim: int, rounds: int, dtype: torch.dtype) -> None:
+    """One line for each form and direction."""
+    sgemm, best = machine()
+    source, target = torch.rand(2**25), torch.empty(2**25)
+    rate = 2 * GEMM**3 / 1e9
+    fastest = [min(seconds(f) for _ in range(8)) for f in (sgemm, best, lambda: target.copy_(source))]
+    print(
+        f"n={n} heads={heads} dim={dim} {dtype}: sgemm {rate / fastest[0]:.0f} GFLOP/s, best float32 product"
+        f" {rate / fastest[1]:.0f}, copy {2 * source.nbytes / fastest[2] / 1e9:.0f} GB/s"
+    )
+    print(
+        f"{'decay':14}{'side':8}{'forward ms':>24}{'GFLOP/s':>9}{'/ sgemm':>9}{'/ best':>8}"
+        f"{'softmax / it':>20}{'+backward':>11}{'MiB':>7}{'own MiB':>9}"
+    )
+    for form in FORMS:
+        for causal in (True, False) if not FORMS[form][1] else (True,):
+            tensors = operands(form, n, heads, dim, dtype=dtype)
+            q, k, v = tensors[:3]
+            with FlopCounterMode(display=False) as counter:
+                call(operands(form, n, heads, dim, "meta"), causal, False)
+
+            def softmax(q=q, k=k, v=v, causal=causal):
+                return scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+            def ours(backward=False, tensors=tensors, causal=causal):
+                return call(tensors, causal, backward)
+
+            ours(True)
+            memory = peak_mib(ours)
+            fs = (ours, softmax, sgemm, best, lambda: ours(True))
+            times = list(zip(*([seconds(f) for f in fs] for _ in range(rounds))))
+            least = [min(ts) for ts in times]
+            flops = counter.get_total_flops() / 1e9
+            own = sum(x.nbytes for x in (*tensors, v) if x is not None) / 2**20
+            print(
+                f"{form:14}{'causal' if causal else 'both':8}{spread([1e3 * t for t in times[0]], '.0f'):>24}"
+                f"{flops / least[0]:9.0f}{flops / least[0] / (rate / least[2]):9.0%}"
+                f"{flops / least[0] / (rate / least[3]):8.0%}"
+                f"{spread([s / t for t, s in zip(*times[:2])], '.0f'):>20}"
+                f"{least[4] / least[0]:10.1f}x{memory:7.0f}{own:9.0f}",
+                flush=True,
+            )
+
+
+def growth(lengths: Sequence[int], heads: int, dim: int, rounds: int) -> None:
+    """The exponent of time in the length, of each form."""
+    print("least ms at n = " + ", ".join(map(str, lengths)) + "; time grows as n^p")
+    for form in FORMS:
+        times = []
+        for n in lengths:
+            tensors = operands(form, n, heads, dim)
+            times.append(min(seconds(lambda x=tensors: call(x, True, False)) for _ in range(rounds)))
+        cells = " ".join(f"{1e3 * t:.0f}" for t in times)
+        print(f"{form:14} {cells}   p = {exponent(lengths, times):.2f}", flush=True)
+
+
+def chunks(n: int, heads: int, dim: int, rounds: int) -> None:
+    """Least forward and backward ms of each form for each chunk size and number of rows at once."""
+    choices = [(c, r) for c in (16, 32, 64, 128) for r in (2048, 8192, 32768)]
+    print(f"{'least ms, chunk/rows':24}" + "".join(f"{f'{c}/{r}':>10}" for c, r in choices))
+    for form in FORMS:
+        q, k, v, decay, beta = operands(form, n, heads, dim)
+        for kernel, grad in ((kernels.forward, ()), (kernels.backward, (torch.ones_like(v),))):
             times: list[list[float]] = [[] for _ in choices]
-            for _ in range(pairs):
+            for _ in range(rounds):
                 for (chunk, rows), ts in zip(choices, times):
-                    args = (q, k, v, True, True, EPS, chunk, rows)
-                    kernel = la._forward if name == "forward" else la._backward
-                    given = args if name == "forward" else (grad, *args)
-                    ts.append(1e3 * seconds(lambda kernel=kernel, given=given: kernel(*given)))
-            cells = "".join(f"{statistics.median(ts):10.1f}" for ts in times)
-            print(f"{f'h={heads} n={n} d={dim} {name}':30}{cells}", flush=True)
+                    cut = dict(chunk=chunk, rows=rows)
+                    args = (*grad, q, k, v, True, False, 0.0, decay, beta)
+                    ts.append(1e3 * seconds(lambda f=kernel, args=args, cut=cut: f(*args, **cut)))
+            print(
+                f"{f'{form} {kernel.__name__}':24}" + "".join(f"{min(ts):10.0f}" for ts in times), flush=True
+            )
+
+
+def inductor(n: int, heads: int, dim: int, rounds: int) -> None:
+    """Eager chunks beside the same function compiled to C++, all spans in one graph."""
+    print(f"n={n} heads={heads} dim={dim}: least ms forward, eager and through Inductor; seconds to compile")
+    for form in ("none", "token", "channel", "token delta"):
+        q, k, v, decay, beta = operands(form, n, heads, dim)
+
+        def eager(q=q, k=k, v=v, decay=decay, beta=beta):
+            return kernels.forward(q, k, v, True, False, 0.0, decay, beta)[0]
+
+        torch._dynamo.reset()
+        compiled = torch.compile(eager)
+        start = time.perf_counter()
+        same = torch.allclose(compiled(), eager(), rtol=1e-3, atol=1e-5)
+        took = time.perf_counter() - start
+        times = list(zip(*((seconds(eager), seconds(compiled)) for _ in range(rounds))))
+        print(
+            f"{form:14}{1e3 * min(times[0]):8.1f}{1e3 * min(times[1]):8.1f}{took:8.0f} s  same: {same}",
+            flush=True,
+        )
 
 
 def main() -> None:
-    """Parse the options and print one table."""
+    """Parse the options and print."""
+    global clock
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2**i for i in range(12, 17)])
+    parser.add_argument("-n", type=int, default=16384, help="tokens, for the table")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[2**i for i in range(12, 18)])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--pairs", type=int, default=5, help="timed pairs for each length")
-    parser.add_argument("--backward", action="store_true", help="time forward and backward")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--chunks", action="store_true", help="compare chunk sizes instead")
+    parser.add_argument("--inductor", action="store_true", help="compare with torch.compile instead")
     args = parser.parse_args()
+    clock = CLOCKS[args.clock]
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, median [least,"
-        f" greatest] of {args.pairs}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.clock} time, {args.rounds} rounds"
     )
+    sizes = args.heads, args.dim, args.rounds
     if args.chunks:
-        chunks(args.pairs)
+        chunks(args.n, *sizes)
+    elif args.inductor:
+        inductor(args.n, *sizes)
     else:
-        compare(args.lengths, args.heads, args.dim, args.pairs, args.backward)
+        table(args.n, *sizes, getattr(torch, args.dtype))
+        if len(args.lengths) > 1:
+            growth(args.lengths, *sizes)
 
 
 if __name__ == "__main__":
