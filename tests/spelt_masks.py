@@ -140,7 +140,7 @@ class Scores:
 
     def prefix(self, p):
         key = reshape(arange(end=self.m, dtype=i64), shape=(1, 1, 1, self.m))
-        per_batch = reshape(self.input("lengths", i64, B), shape=(B, 1, 1, 1))
+        per_batch = reshape(self.input("prefixes", i64, B), shape=(B, 1, 1, 1))
         return logical_or(self.causal(), lt(key, self.draw([p, per_batch])))
 
     # ---- what is added ----
