@@ -750,7 +750,7 @@ def test_causal_normalised_is_one_op():
     """Mask, normaliser and eps are what linear_attention has."""
     after = run(build(QUADRATIC["causal, normalised"], HEADS, HEADS, HEADS))
     (op,) = [op for op in after.ops() if op.name == "linear_attention"]
-    assert dict(op.attrs) == {"causal": True, "normalize": True, "eps": 1e-6}
+    assert dict(op.attrs).items() >= {"causal": True, "normalize": True, "eps": 1e-6}.items()
     assert names(after) == sorted(["linear_attention", *2 * ["relu", "minimum", "exp", "add"]])
 
 
