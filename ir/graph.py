@@ -67,23 +67,12 @@ class Graph:
 
     @functools.cached_property
     def _ops(self) -> tuple[Op, ...]:
-        order: list[Op] = []
-        seen: set[Op] = set()
-        for root in (*self.inputs, *self.outputs, *self.updates.values()):
-            if root.op in seen:
-                continue
-            seen.add(root.op)
-            stack = [(root.op, iter(root.op.inputs))]
-            while stack:
-                op, rest = stack[-1]
-                for value in rest:
-                    if value is not None and value.op not in seen:
-                        seen.add(value.op)
-                        stack.append((value.op, iter(value.op.inputs)))
-                        break
-                else:
-                    order.append(op)
-                    stack.pop()
+        roots = [root.op for root in (*self.inputs, *self.outputs, *self.updates.values())]
+        order = _operands_first(roots)
+        keyed = [op for op in order if op.attrs.get("key")]
+        drawn = sorted(keyed, key=lambda op: op.attrs["key"])
+        if keyed != drawn:  # numbers are drawn in the order in which the model draws them
+            order = _operands_first([*(x.op for x in self.inputs), *drawn, *roots])
         return tuple(order)
 
     def ops(self) -> tuple[Op, ...]:
@@ -181,3 +170,25 @@ class Graph:
                 if value is not None:
                     graph.add_edge(index[value.op], i, type=value.type, slot=slot)
         return graph
+
+
+def _operands_first(roots: Iterable[Op]) -> list[Op]:
+    """`roots` and all they are computed from."""
+    order: list[Op] = []
+    seen: set[Op] = set()
+    for root in roots:
+        if root in seen:
+            continue
+        seen.add(root)
+        stack = [(root, iter(root.inputs))]
+        while stack:
+            op, rest = stack[-1]
+            for value in rest:
+                if value is not None and value.op not in seen:
+                    seen.add(value.op)
+                    stack.append((value.op, iter(value.op.inputs)))
+                    break
+            else:
+                order.append(op)
+                stack.pop()
+    return order
