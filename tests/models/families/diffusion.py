@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from models.case import tiny
 
 from .inputs import noise, padded, register
 
-BATCH, TOKENS = {0: "b"}, {0: "b", 1: "n"}  # by names: nothing in a model says that these are one
+B, N = Dim("b", max=32), Dim("n", max=32)  # by names: nothing in a model says that its inputs are as many
+BATCH, TOKENS = {0: B}, {0: B, 1: N}
 
 
 def denoiser(
@@ -96,7 +98,7 @@ denoiser("unet2d-condition", "UNet2DConditionModel", sampled, {"sample": BATCH, 
 denoiser("sd3", "SD3Transformer2DModel", pooled, POOLED, **HEADS, sample_size=8, patch_size=2, in_channels=4,
          num_layers=2, caption_projection_dim=32, joint_attention_dim=16, pooled_projection_dim=16,
          out_channels=4, pos_embed_max_size=8)  # fmt: skip
-denoiser("flux", "FluxTransformer2DModel", packed, {**POOLED, "txt_ids": {0: "n"}}, **HEADS, in_channels=4,
+denoiser("flux", "FluxTransformer2DModel", packed, {**POOLED, "txt_ids": {0: N}}, **HEADS, in_channels=4,
          num_layers=1, num_single_layers=1, joint_attention_dim=16, pooled_projection_dim=16,
          axes_dims_rope=(2, 2, 4))  # fmt: skip
 denoiser("uvit2d", "UVit2DModel",

@@ -90,5 +90,7 @@ def settled(model: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
         for norm in norms:
             norm.train().momentum = 1.0
         model(**kwargs)
+        for norm in norms:
+            norm.running_var.clamp_(min=0.01)  # of a channel that hardly varies it would be noise times 300
         model.eval()
     return model

@@ -111,17 +111,19 @@ def chat(b: int, n: int) -> dict[str, Any]:
     return found
 
 
-def chatting(name: str, model: str, config: str, attention: str = "eager", **sizes: Any) -> None:
-    """Register a language model that reads images, the batch open."""
+def chatting(name: str, model: str, config: str, attention: str = "eager", b: int = 3, **sizes: Any) -> None:
+    """Register a language model that reads images, with b of them the second time; the length is open."""
+    words = {1: N} if b == 2 else TOKENS
+    axes = {"input_ids": words, "attention_mask": words, "pixel_values": None if b == 2 else BATCH}
     register(name, "multimodal", lambda: pretrained(model, config, attention, **sizes), chat,
-             (2, 20), (3, 20), dict.fromkeys(OPEN, BATCH))  # fmt: skip
+             (2, 20), (b, 23), axes)  # fmt: skip
 
 
 SEES = dict(text_config=LLAMA, image_token_index=IMAGE_TOKEN, image_seq_length=16)
-chatting("llava", "LlavaForConditionalGeneration", "LlavaConfig", **SEES,
+chatting("llava", "LlavaForConditionalGeneration", "LlavaConfig", b=2, **SEES,
          vision_feature_select_strategy="default",
          vision_config=dict(IMAGE, model_type="clip_vision_model"))  # fmt: skip
-chatting("llava-sdpa", "LlavaForConditionalGeneration", "LlavaConfig", "sdpa", **SEES,
+chatting("llava-sdpa", "LlavaForConditionalGeneration", "LlavaConfig", "sdpa", b=2, **SEES,
          vision_feature_select_strategy="default",
          vision_config=dict(IMAGE, model_type="clip_vision_model"))  # fmt: skip
 chatting("vipllava", "VipLlavaForConditionalGeneration", "VipLlavaConfig", **SEES,

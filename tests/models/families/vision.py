@@ -145,7 +145,7 @@ def rt_detr() -> Any:
     )  # fmt: skip
 
 
-register("rt-detr", "vision", rt_detr, images, (2, 64), (3, 64), BATCH)
+register("rt-detr", "vision", rt_detr, images, (2, 64))
 
 
 def sam_vision(attention: str) -> Any:
