@@ -22,9 +22,9 @@ def initial(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
     for op in graph.ops():
-        name, init = op.attrs.get("name"), op.attrs.get("init")
-        if op.name != "param" or name in tensors or init is None:
+        if op.name != "param" or op.attrs["init"] is None or op.attrs["name"] in tensors:
             continue
+        name, init = op.attrs["name"], op.attrs["init"]
         run = backend("eager").compile(init)
         with seeded(zlib.crc32(name.encode())):
             (value,), _ = run([], {n: tensors[n] for n in init.params})

@@ -60,13 +60,11 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[s
             name = found.name if ":" in path else f"{path}.{found.name}"  # a line is no module
             names[name] += 1
             name += f"_{names[name]}" if names[name] > 1 else ""
-            n = op.types[0].shape[2]
-            grid, before = laid_out.get(n, ((), 0))
             told = next((g for glob, g in given.items() if fnmatchcase(path, glob)), None)
-            if told is not None:
-                grid, before = told, n - product(told)
-                if not isinstance(before, int) or before < 0:
-                    raise RecipeError(f"{path!r} has {n} tokens, which a grid of {told} cannot hold")
+            n = op.types[0].shape[2]
+            grid, before = laid_out.get(n, ((), 0)) if told is None else (told, n - product(told))
+            if not isinstance(before, int) or before < 0:
+                raise RecipeError(f"{path!r} has {n} tokens, which a grid of {told} cannot hold")
             where = dict(name=name, index=order[op], count=len(order), grid=grid, before=before)
             result = substitute(op, inputs, found, **where)
         else:

@@ -23,9 +23,11 @@ def projected(q: Value, k: Value, v: Value) -> Value | None:
     if len(sources) != 1:
         return None
     (x,) = sources
-    while x is not None and x.rank != 3:
-        x = x.op.args[0] if x.op.name == "reshape" else None
-    return x if x is not None and x.shape[:2] == (q.shape[0], q.shape[2]) else None
+    while x.rank != 3:
+        if x.op.name != "reshape":
+            return None
+        x = x.op.args[0]
+    return x if x.shape[:2] == (q.shape[0], q.shape[2]) else None
 
 
 def _sources(value: Value) -> Iterator[Value]:

@@ -1,8 +1,12 @@
 """Recipes against their formulas, restated token by token; what they refuse; what they cost."""
 
+import sys
+
 import numpy as np
 import pytest
+import torch
 
+import subquad
 from subquad.ir import (
     OPS,
     Graph,
@@ -16,8 +20,11 @@ from subquad.ir import (
 )
 from subquad.ir.dims import evaluate as evaluate_dim
 from subquad.ir.ops.attention import attention
+from subquad.ir.ops.linear_attention import linear_attention
+from subquad.ir.ops.random import randn
+from subquad.ir.ops.shape import expand
 from subquad.ir.types import bool_, f32
-from subquad.passes import RECIPES, Pipeline, compare_costs, find_sites, linearize, recipe_named
+from subquad.passes import RECIPES, Pipeline, compare_costs, find_sites, linearize, recipe, recipe_named
 from subquad.passes.pipeline import difference
 
 B, N = symbol("b"), symbol("n")
@@ -237,8 +244,8 @@ def test_what_cannot_be_proved_is_refused(recipe):
 
 def test_cross_attention_without_causality():
     """elu1 and taylor1 need no equal lengths; window does."""
-    for recipe, rule in (("elu1", elu1), ("taylor1", taylor1)):
-        graph = site_graph(recipe, n=5, m=7, b=2)
+    for name, rule in (("elu1", elu1), ("taylor1", taylor1)):
+        graph = site_graph(name, n=5, m=7, b=2)
         rng = np.random.default_rng(1)
         operands = [rng.standard_normal(s) for s in ((2, 4, 5, 4), (2, 2, 7, 4), (2, 2, 7, 5))]
         expected = by_token(rule, operands, np.ones((2, 7), bool), False)
@@ -248,10 +255,82 @@ def test_cross_attention_without_causality():
 
 def test_a_recipe_that_cannot_be_declared():
     """Names, kinds and masks are checked where the recipe is written."""
-    from subquad.passes import recipe
-
     for fields in ({"kind": "magic", "masks": {"none"}}, {"kind": "exact", "masks": {"sliding"}}):
         with pytest.raises(RecipeError):
             recipe(paper="", **fields)(lambda q, k, v, site: q)
     with pytest.raises(RecipeError, match="twice"):
         recipe(paper="", kind="exact", masks={"none"})(RECIPES["elu1"].function)
+
+
+# ---- where a site stands -------------------------------------------------------------------------
+
+
+class Patches(torch.nn.Module):
+    """A picture cut into patches by a convolution, a class token before them, one attention."""
+
+    def __init__(self, width=16, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.patch, self.qkv = torch.nn.Conv2d(3, width, 4, 4), torch.nn.Linear(width, 3 * width)
+        self.cls = torch.nn.Parameter(torch.zeros(1, 1, width))
+        self.block = torch.nn.Linear(width, width)
+
+    def forward(self, picture):
+        """[b, 3, H, W] to [b, n, width]."""
+        x = self.patch(picture).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.block(x.transpose(1, 2).flatten(2))
+
+
+def recipe_that_sees(seen, **needs):
+    """A recipe that notes its site and learns a gate, and the list of recipes without it again."""
+
+    @recipe(paper="", kind="needs training", masks={"none"}, learns={"gate": "zeros"}, **needs)
+    def noted(q, k, v, site):
+        "For this test."
+        seen.append(site)
+        gate = site.learn("gate", expand(OPS["const"](value=0.5, dtype=f32), size=(q.shape[1], 1, 1)))
+        noise = site.fixed("noise", randn(size=(q.shape[3],), dtype=f32, key=1))
+        return linear_attention(q * gate * noise, k, v, causal=False, normalize=False)
+
+    return noted
+
+
+@pytest.mark.parametrize("sizes", [(8, 12), (16, 8)])
+def test_a_site_knows_its_grid_and_its_tokens(sizes, monkeypatch):
+    """Both are read off the graph: the grid of the patches, the class token before it."""
+    monkeypatch.setattr(sys.modules["subquad.passes.recipes.recipe"], "RECIPES", dict(RECIPES))
+    seen = []
+    noted = recipe_that_sees(seen, needs={"grid", "tokens"})
+    model, picture = Patches().eval(), torch.randn(2, 3, *sizes)
+    fast = subquad.optimize(model, (picture,), attention=noted)
+    site = seen[-1]
+    assert (site.grid, site.before) == (tuple(s // 4 for s in sizes), 1)
+    assert site.tokens.shape == (2, sizes[0] * sizes[1] // 16 + 1, 16)
+    assert (fast(picture) - model(picture)).abs().max() > 0
+
+
+def test_what_a_recipe_learns_is_a_parameter(monkeypatch):
+    """In state_dict and in the optimiser, the same start in every run; what is drawn is a buffer."""
+    monkeypatch.setattr(sys.modules["subquad.passes.recipes.recipe"], "RECIPES", dict(RECIPES))
+    noted = recipe_that_sees([])
+    model, picture = Patches().eval(), torch.randn(2, 3, 8, 8)
+    first, second = (subquad.optimize(model, (picture,), attention=noted) for _ in range(2))
+    assert {"noted.gate", "noted.noise"} <= set(first.state_dict())
+    assert "noted.gate" in dict(first.named_parameters()) and "noted.noise" in dict(first.named_buffers())
+    assert torch.equal(first.state_dict()["noted.noise"], second.state_dict()["noted.noise"])
+    first(picture).sum().backward()
+    assert first.get_parameter("noted.gate").grad.abs().max() > 0
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(picture), second(picture))
+
+
+def test_a_grid_that_cannot_be_is_refused():
+    """One that holds more tokens than there are; one that is no grid."""
+    model, picture = Patches().eval(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(RecipeError, match="5 tokens, which a grid of"):
+        subquad.optimize(model, (picture,), attention="elu1", grid=(3, 3))
+    with pytest.raises(RecipeError, match="one to three sizes"):
+        subquad.optimize(model, (picture,), attention="elu1", grid=(0, 3))
