@@ -116,9 +116,12 @@ def _compiled(
         more = Pipeline(linearizing(recipes, grid), canonicalize, limit=left)
         graph, then = more.run(graph, verifier)
         steps += then
-    record.graph, record.sites = graph, find_sites(graph, steps)
+    record.graph = graph
     call = 'options={{"attention": "{}"}}'.format
-    record.log = PassLog(steps, gains(graph, traced.hints, call), sizes=traced.hints, sites=record.sites)
+    record.log = PassLog(
+        steps, gains(graph, traced.hints, call), sizes=traced.hints, sites=find_sites(graph, steps)
+    )
+    record.sites = record.log.sites
     traced = replace(traced, params={**traced.params, **_drawn(graph, traced, example_inputs)})
     if isinstance(backend, Inductor):
         with torch._C._DisableAutocast():  # its casts are in the graph already
