@@ -325,8 +325,13 @@ class PassLog:
             yield Padding(Text(nothing, overflow="fold"), (0, 0, 0, 2))
             return
         places: dict[str, Table] = {}
-        for (recipe, kind, old, new), gains in recipes.items():
+        hidden: Counter[str] = Counter()
+        usable = sorted(recipes.items(), key=lambda item: item[0][1] == "needs training")
+        for (recipe, kind, old, new), gains in usable:
             place = gains[0].site + (f" and {len(gains) - 1} like it" if len(gains) > 1 else "")
+            if place in places and places[place].row_count == SHOWN:
+                hidden[place] += 1
+                continue
             columns = ("recipe", "kind", "FLOPs each>", ">", "bytes each>", ">")
             row = [recipe, kind]
             for a, b in ((old.flops, new.flops), (old.bytes, new.bytes)):
@@ -335,7 +340,10 @@ class PassLog:
         for place, table in places.items():
             yield Padding(Text(f"at {place}", overflow="fold"), (0, 0, 0, 2))
             yield Padding(table, (0, 0, 0, 4))
-        best = min(self.gains, key=self._share)
+            if hidden[place]:
+                more = f"and {hidden[place]} more recipes that save FLOPs here: `subquad recipes`"
+                yield Padding(Text(more, overflow="fold"), (0, 0, 0, 4))
+        best = min(self.gains, key=lambda gain: (gain.kind == "needs training", self._share(gain)))
         yield Padding(Text(best.call, overflow="fold"), (0, 0, 0, 2))
 
     def _share(self, gain: Gain) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..ir import OPS, Cost, Graph, IRError, No, Op, RecipeError, TensorType, Value, building, cost
 from ..ir import replace as replace_ops
+from ..ir.attributes import attr_key
 from ..ir.dims import evaluate
 from ..ir.rewrite import current_journal
 from ..ir.types import bool_, product
@@ -131,13 +132,22 @@ def compare_costs(op: Op, recipe: Recipe, mask: Mask | None = None) -> tuple[Cos
 def possible_gains(graph: Graph, sizes: Mapping[str, int]) -> Iterator[tuple[Site, Recipe, Cost, Cost]]:
     """Sites and recipes that honour their mask and save FLOPs at these sizes of the symbolic dims.
 
-    Yields the site, the recipe, and the cost before and after, symbolic.
+    Yields the site, the recipe, and the cost before and after, symbolic. Left out are recipes that read
+    more of a site than its queries, keys and values: what they cost depends on it. Sites of equal
+    operands and masks are one question.
     """
+    asked: dict[Any, list[tuple[Recipe, Cost, Cost]]] = {}
     for site in find_sites(graph):
-        for recipe in RECIPES.values() if site.op.name == "attention" else ():
-            found = compare_costs(site.op, recipe)
-            if isinstance(found, No):
-                continue
-            before, after = found
+        if site.op.name != "attention":
+            continue
+        op, mask = site.op, site_mask(site.op)
+        alike = (tuple(x and x.type for x in op.inputs), attr_key(op.attrs), mask.kind)
+        if alike not in asked:
+            asked[alike] = [
+                (recipe, *found)
+                for recipe in RECIPES.values()
+                if not recipe.needs and not isinstance(found := compare_costs(op, recipe, mask), No)
+            ]
+        for recipe, before, after in asked[alike]:
             if evaluate(after.flops, sizes) < evaluate(before.flops, sizes):
                 yield site, recipe, before, after
