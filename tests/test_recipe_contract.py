@@ -53,7 +53,7 @@ def weights(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
     """What it learns, moved a little from where it starts."""
     rng, found = np.random.default_rng(seed), {}
     for name, tensor in initial(graph, {}).items():
-        array = tensor.double().numpy()
+        array = tensor.detach().double().numpy()
         noise = 0.1 * rng.standard_normal(array.shape) if tensor.is_floating_point() else 0
         found[name] = array + noise
     return found
