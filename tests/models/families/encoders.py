@@ -10,17 +10,17 @@ WORDS: dict[str, Any] = dict(WIDTHS, vocab_size=99, max_position_embeddings=64, 
 
 
 def encoder(
-    name: str, model: str, config: str, attention: str = "eager", n: int = 12, more: int = 17,
+    name: str, model: str, config: str, attention: str = "eager", n: int = 12, more: int | None = 17,
     base: dict[str, Any] = WORDS, inputs: Any = text, **sizes: Any,
 ) -> None:  # fmt: skip
     """Register an encoder on padded rows of n tokens, and on rows of `more` with the length open.
 
-    The batch is open in both; the length is not where n is `more`.
+    The batch is open in both; the length is not where n is `more`; nothing is where that is None.
     """
     axes = BATCH if n == more else TOKENS
     sizes = {**base, **sizes}
     register(name, "encoder", lambda: pretrained(model, config, attention, **sizes), inputs,
-             (2, n), (3, more), axes)  # fmt: skip
+             (2, n), more and (3, more), axes)  # fmt: skip
 
 
 def one_pass(b: int, n: int) -> dict[str, Any]:
@@ -87,9 +87,10 @@ encoder("longformer", "LongformerModel", "LongformerConfig", n=16, more=24, atte
 encoder("bigbird-full", "BigBirdModel", "BigBirdConfig", attention_type="original_full")
 encoder("bigbird-sparse", "BigBirdModel", "BigBirdConfig", n=64, more=64, max_position_embeddings=128,
         block_size=4, num_random_blocks=2)  # fmt: skip
-encoder("reformer", "ReformerModel", "ReformerConfig", n=16, more=16, inputs=one_pass, attention_head_size=8,
-        axial_pos_shape=[4, 4], axial_pos_embds_dim=[16, 16], attn_layers=["local", "local"],
-        local_attn_chunk_length=4, feed_forward_size=48, is_decoder=False)  # fmt: skip
+encoder("reformer", "ReformerModel", "ReformerConfig", n=16, more=None, inputs=one_pass,
+        attention_head_size=8, axial_pos_shape=[4, 4], axial_pos_embds_dim=[16, 16],
+        attn_layers=["local", "local"], local_attn_chunk_length=4, feed_forward_size=48,
+        is_decoder=False)  # fmt: skip
 encoder("canine", "CanineModel", "CanineConfig", n=32, more=32, num_hash_buckets=64,
         local_transformer_stride=16, downsampling_rate=4)  # fmt: skip
 encoder("mra", "MraModel", "MraConfig", n=64, more=64, max_position_embeddings=128)

@@ -76,7 +76,7 @@ vision("levit", "LevitModel", "LevitConfig", base={}, image_size=64, size=64, mo
        hidden_sizes=[16, 32, 32], num_attention_heads=[2, 2, 4], depths=[1, 1, 1], key_dim=[8, 8, 8],
        attention_ratio=[2, 2, 2], mlp_ratio=[2, 2, 2])  # fmt: skip
 vision("poolformer", "PoolFormerModel", "PoolFormerConfig", base={}, hidden_sizes=[8, 16, 16, 32],
-       depths=[1, 1, 1, 1], more=64)  # fmt: skip
+       depths=[1, 1, 1, 1], size=64, more=64)  # fmt: skip
 vision("swiftformer", "SwiftFormerModel", "SwiftFormerConfig", base={}, depths=[1, 1, 1, 1],
        embed_dims=[8, 16, 16, 32], size=64, more=96)  # fmt: skip
 MOBILE = dict(image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[4, 8, 16, 16, 24, 32, 64],
