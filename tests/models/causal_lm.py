@@ -72,7 +72,8 @@ def _register(name: str, axes: Any, *model_type: Any, **given: Any) -> None:
 
 
 for _type in _names():
-    _register(_type, OPEN, _type)
+    if _type != "xlstm":
+        _register(_type, OPEN, _type)
 
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", dict(num_key_value_heads=2)),
@@ -94,8 +95,14 @@ for _name, (_type, _fields) in PEERS.items():
         _register(f"{_name}-{_attention}", NAMED, _type, _attention, **_fields)
 
 
-@case("llama-unpadded", "causal-lm", second=lambda: {"input_ids": second()["input_ids"]},
-      dynamic_shapes={"input_ids": AXES})  # fmt: skip
-def _unpadded() -> tuple[Any, dict[str, Any]]:
-    """No mask given: the model looks for packed rows by itself."""
-    return model("llama"), {"input_ids": tokens(2, 13, ())["input_ids"]}
+def _unpadded(name: str, model_type: str) -> None:
+    def ids_of(batch: int, length: int) -> dict[str, Any]:
+        return {"input_ids": tokens(batch, length, ())["input_ids"]}
+
+    case(name, "causal-lm", second=partial(ids_of, 3, 17), dynamic_shapes={"input_ids": AXES})(
+        lambda: (model(model_type), ids_of(2, 13))
+    )
+
+
+_unpadded("llama-unpadded", "llama")  # no mask given: the model looks for packed rows by itself
+_unpadded("xlstm", "xlstm")  # takes no mask

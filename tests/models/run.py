@@ -33,7 +33,7 @@ STATUS = ("equal", "differs", "uncaptured", "unbuilt", "crashed")
 """From good to bad. equal: within max(3 x the original's own error, 1e-5) of float64. crashed: an
 error of subquad that is none of its own family, or the end of the process."""
 
-SECONDS = 60.0
+SECONDS = 30.0
 """Seconds of the processor that one capture with its passes may take."""
 
 DATA = frozenset({"input", "param", "const"})

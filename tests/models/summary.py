@@ -25,7 +25,7 @@ def rows(results: Iterable[Result]) -> list[tuple[str, ...]]:
     return [row for row in [*found, _row("all", results)] if row[1] != "0"]
 
 
-def text(results: Iterable[Result], width: int = 150) -> str:
+def text(results: Iterable[Result], width: int = 180) -> str:
     """The table, and a line for each model that is not equal, as plain text."""
     results = list(results)
     table = grid(COLUMNS[0], *(f"{name}>" for name in COLUMNS[1:]))
