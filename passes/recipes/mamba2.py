@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...ir import RecipeError, Value
+from ...ir import Value
 from ...ir.ops.activation import as_dtype, silu, wide
 from ...ir.ops.elementwise import exp, log
 from ...ir.ops.linear_attention import linear_attention
@@ -63,11 +63,9 @@ def mamba2(q, k, v, site, *, conv: int = 4, act: bool = True):
         S_t = exp(dt_t A) S_(t-1) + dt_t k_t v_t^T,  y_t = S_t^T q_t + D v_t
 
     dt = softplus(W x + bias), one for each token and query head. q, k and v pass a causal depthwise
-    convolution of `conv` tokens (0: none) and silu if `act`; y silu(W x + b) is normalised over
+    convolution of `conv` tokens and silu if `act`; y silu(W x + b) is normalised over
     all heads. The conversion of a pretrained attention is that of arXiv:2408.15237.
     """
-    if conv < 0:
-        raise RecipeError(f"conv={conv}: a number of tokens, 0 for none")
     h = q.shape[1]
     q_, k, v = (
         short_conv(site, wide(x), f"conv_{name}", conv, act=act)

@@ -5,8 +5,6 @@ import numpy as np
 from . import Site, restates
 from .steps import apart, merged, recurrence, rms, sigmoid, silu
 
-EXPLICIT = (0.5, 0.25, 0.125, 0.0)
-
 
 def alibi(h: int) -> list[float]:
     """ALiBi's slopes, as its paper has them."""
@@ -22,7 +20,7 @@ def lightning(site: Site, rule: str = "alibi") -> np.ndarray:
     slopes = {
         "alibi": np.array(alibi(h)) * (1 - site.index / (site.count - 1) + 1e-5),
         "paper": 8 * np.arange(h) / h * (1 - site.index / site.count),
-        "explicit": np.array(EXPLICIT[:h]),
+        "given": np.array([0.5]),
     }[rule]
     factor = np.broadcast_to(np.exp(-slopes)[:, None, None], (len(v), h, n, 1))
     o = rms(merged(recurrence(silu(site.q), silu(site.k), v, factor, site.keep)), 1e-6)
@@ -32,3 +30,4 @@ def lightning(site: Site, rule: str = "alibi") -> np.ndarray:
 
 restates("lightning")(lightning)
 restates("lightning(rule=paper)", options={"rule": "paper"}, sizes={"h": 6}, lengths=(9,))(lightning)
+restates("lightning(slopes=0.5)", options={"rule": "given"}, sizes={"h": 1, "g": 1}, lengths=(9,))(lightning)

@@ -6,12 +6,11 @@ from . import Site, restates
 from .steps import apart, grouped_conv, merged, recurrence, rms, sigmoid, silu, softplus
 
 
-def mamba2(site: Site, conv: bool = True, act: bool = True) -> np.ndarray:
+def mamba2(site: Site, act: bool = True) -> np.ndarray:
     """The state h_t = exp(dt A) h_{t-1} + dt B x^T, one token after another."""
     (_, h, _, _), w, seen = site.q.shape, site.weights, site.keep[:, None, :, None]
-    q, k, v = site.scale * site.q, site.k, site.v
-    if conv:
-        q, k, v = (grouped_conv(x, w[f"conv_{n}"], site.keep) for x, n in ((q, "q"), (k, "k"), (v, "v")))
+    named = (("conv_q", site.scale * site.q), ("conv_k", site.k), ("conv_v", site.v))
+    q, k, v = (grouped_conv(x, w[name], site.keep) for name, x in named)
     if act:
         q, k, v = silu(q), silu(k), silu(v)
     k, v = k * seen, v * seen
@@ -23,6 +22,7 @@ def mamba2(site: Site, conv: bool = True, act: bool = True) -> np.ndarray:
 
 
 restates("mamba2")(mamba2)
+restates("mamba2(conv=2,act=false)", options={"act": False}, lengths=(1, 9))(mamba2)
 
 
 @restates("discrete_mamba2")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ....ir import OPS, Value
+from ....ir import OPS, RecipeError, Value
 from ....ir.dims import Dim
 from ....ir.ops.activation import as_dtype, silu, wide
 from ....ir.ops.elementwise import exp, log
@@ -114,12 +114,15 @@ def unit(x: Value, eps: float = 1e-6) -> Value:
 
 
 def short_conv(site: Mixing, x: Value, name: str, width: int, *, act: bool = True) -> Value:
-    """Causal depthwise convolution of x [b, h, n, d], then silu if `act`; `name` [h, d, width] starts as
-    the identity. width 0: none."""
-    if width:
-        h, d = x.shape[1], x.shape[3]
-        start = cat(zeros(x.dtype, h, d, width - 1), filled(1.0, x.dtype, h, d, 1), dim=2)
-        x = token_conv(x, site.learn(name, start), causal=True, padding=site.padding)
+    """Causal depthwise convolution of x [b, h, n, d], then silu if `act`.
+
+    Its weight `name` [h, d, width] starts as the identity. Raises RecipeError for a width below 1.
+    """
+    if width < 1:
+        raise RecipeError(f"a convolution of {width} tokens: 1 at least")
+    h, d = x.shape[1], x.shape[3]
+    start = cat(zeros(x.dtype, h, d, width - 1), filled(1.0, x.dtype, h, d, 1), dim=2)
+    x = token_conv(x, site.learn(name, start), causal=True, padding=site.padding)
     return silu(x) if act else x
 
 
