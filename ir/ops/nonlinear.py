@@ -137,7 +137,9 @@ def glu(x: Real, *, dim: Axis = -1):
 
 @composite(aten="logit.default")
 def logit(x: Real, *, eps: float | None = None):
-    "log(x / (1 - x)), with x first kept between eps and 1 - eps."
+    "log(x / (1 - x)), with x first kept between eps and 1 - eps, where there is a between."
+    if eps is not None and not eps <= 0.5:
+        raise IRError(f"eps={eps}: nothing lies between it and {1 - eps}")
     y = x if eps is None else clamp(x, min=eps, max=1 - eps)
     return e.log(y / (1 - y))
 

@@ -223,6 +223,8 @@ def _cat(reader: Reader, op: Op, at: At) -> Term | None:
         pieces.append((end, _inside(reader, part, dim, here, at)))
         if high is not None and at_least(end - 1 - high, 0):
             break
+    if not pieces:
+        return None  # no element is there to read
     found = pieces[-1][1]
     for end, piece in reversed(pieces[:-1]):
         found = choice(compared(plus(at[dim], whole(1 - end))), piece, found)
