@@ -1,18 +1,24 @@
 """One file per family of linear-complexity mixers."""
 
+from .based import based, taylor2
+from .cosformer import cosformer
 from .deltanet import deltanet, gated_deltanet, kda
 from .elu1 import elu1
 from .gla import gla
+from .hedgehog import hedgehog
 from .liger import liger
 from .lightning import lightning
+from .lolcats import lolcats
 from .mamba2 import discrete_mamba2, mamba2
 from .mlgru import mlgru
+from .performer import performer
 from .recipe import ALL, RECIPES, Mixing, Recipe, recipe, recipe_named
 from .retnet import retnet
 from .taylor1 import taylor1
 from .window import window
 
 __all__ = [
-    "ALL", "RECIPES", "Mixing", "Recipe", "deltanet", "discrete_mamba2", "elu1", "gated_deltanet", "gla",
-    "kda", "liger", "lightning", "mamba2", "mlgru", "recipe", "recipe_named", "retnet", "taylor1", "window",
+    "ALL", "Mixing", "RECIPES", "Recipe", "based", "cosformer", "deltanet", "discrete_mamba2", "elu1",
+    "gated_deltanet", "gla", "hedgehog", "kda", "liger", "lightning", "lolcats", "mamba2", "mlgru",
+    "performer", "recipe", "recipe_named", "retnet", "taylor1", "taylor2", "window",
 ]  # fmt: skip

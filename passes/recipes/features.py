@@ -264,14 +264,16 @@ def cosine(x: Value, *, length: Dim, start: Dim = 0) -> Value:
     """phi(x_i) = relu(x_i) [cos a_i, sin a_i], a_i = pi i / (2 length), i from start + 1; not negative.
 
     cosFormer (arXiv:2202.08791): weights q . k cos(a_i - a_j). There length is max(n, m), so a longer
-    input changes earlier outputs; with a fixed `length` >= start + n it does not.
+    input changes earlier outputs; with a fixed `length` it does not, and places beyond it count as the
+    last: cos would fall below 0.
     """
     y, n = e.relu(wide(x)), x.shape[2]
     if isinstance(length, int) and isinstance(n, int) and isinstance(start, int) and length < start + n:
         raise IRError(f"positions reach {start + n}, beyond length={length}")
-    total = length if isinstance(length, int) else as_dtype(OPS["size"](value=length, dtype=i64), y.dtype)
-    place = arange(start=start + 1, end=n + start + 1, dtype=i64)
-    angle = s.reshape(as_dtype(place, y.dtype) * (math.pi / 2) / total, shape=(n, 1))
+    known = isinstance(length, int)
+    total = float(length) if known else as_dtype(OPS["size"](value=length, dtype=i64), y.dtype)
+    place = as_dtype(arange(start=start + 1, end=n + start + 1, dtype=i64), y.dtype)
+    angle = s.reshape(e.minimum(place, total) * (math.pi / 2) / total, shape=(n, 1))
     return as_dtype(s.cat(y * e.cos(angle), y * e.sin(angle), dim=3), x.dtype)
 
 
