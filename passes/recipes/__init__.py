@@ -1,5 +1,6 @@
 """One file per family of linear-complexity mixers."""
 
+from .agent import agent, agent_sd
 from .based import based, taylor2
 from .cosformer import cosformer
 from .deltanet import deltanet, gated_deltanet, kda
@@ -11,6 +12,7 @@ from .lightning import lightning
 from .lolcats import lolcats
 from .mamba2 import discrete_mamba2, mamba2
 from .mlgru import mlgru
+from .nystrom import nystrom
 from .performer import performer
 from .recipe import ALL, RECIPES, Mixing, Recipe, recipe, recipe_named
 from .retnet import retnet
@@ -18,7 +20,8 @@ from .taylor1 import taylor1
 from .window import window
 
 __all__ = [
-    "ALL", "Mixing", "RECIPES", "Recipe", "based", "cosformer", "deltanet", "discrete_mamba2", "elu1",
-    "gated_deltanet", "gla", "hedgehog", "kda", "liger", "lightning", "lolcats", "mamba2", "mlgru",
-    "performer", "recipe", "recipe_named", "retnet", "taylor1", "taylor2", "window",
+    "ALL", "Mixing", "RECIPES", "Recipe", "agent", "agent_sd", "based", "cosformer", "deltanet",
+    "discrete_mamba2", "elu1", "gated_deltanet", "gla", "hedgehog", "kda", "liger", "lightning", "lolcats",
+    "mamba2", "mlgru", "nystrom", "performer", "recipe", "recipe_named", "retnet", "taylor1", "taylor2",
+    "window",
 ]  # fmt: skip
