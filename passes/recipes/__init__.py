@@ -4,6 +4,7 @@ from .agent import agent, agent_sd
 from .based import based, taylor2
 from .cosformer import cosformer
 from .deltanet import deltanet, gated_deltanet, kda
+from .ehrmamba import ehrmamba
 from .elu1 import elu1
 from .gla import gla
 from .hedgehog import hedgehog
@@ -12,16 +13,18 @@ from .lightning import lightning
 from .lolcats import lolcats
 from .mamba2 import discrete_mamba2, mamba2
 from .mlgru import mlgru
+from .mom import mom
 from .nystrom import nystrom
 from .performer import performer
 from .recipe import ALL, RECIPES, Mixing, Recipe, recipe, recipe_named
 from .retnet import retnet
 from .taylor1 import taylor1
+from .vig import vig
 from .window import window
 
 __all__ = [
-    "ALL", "Mixing", "RECIPES", "Recipe", "agent", "agent_sd", "based", "cosformer", "deltanet",
-    "discrete_mamba2", "elu1", "gated_deltanet", "gla", "hedgehog", "kda", "liger", "lightning", "lolcats",
-    "mamba2", "mlgru", "nystrom", "performer", "recipe", "recipe_named", "retnet", "taylor1", "taylor2",
-    "window",
+    "ALL", "RECIPES", "Mixing", "Recipe", "agent", "agent_sd", "based", "cosformer", "deltanet",
+    "discrete_mamba2", "ehrmamba", "elu1", "gated_deltanet", "gla", "hedgehog", "kda", "liger", "lightning",
+    "lolcats", "mamba2", "mlgru", "mom", "nystrom", "performer", "recipe", "recipe_named", "retnet",
+    "taylor1", "taylor2", "vig", "window",
 ]  # fmt: skip
