@@ -334,7 +334,8 @@ def np_selected(q, k, v, keep, causal, rest, count=2, scale=0.6, sinks=0):
         real = [at[keep[b, 0, 0, at]] for at in members]
         queries = q[b, g * each : (g + 1) * each]
         for i in range(c):
-            mean_q = sum(queries[:, real[i]].reshape(-1, D)) if len(real[i]) else np.zeros(D)
+            asked = real[i][:1] if causal else real[i]  # a later query has no say in what an earlier one sees
+            mean_q = sum(queries[:, asked].reshape(-1, D)) if len(asked) else np.zeros(D)
             open_ = [j for j in range(c) if len(real[j]) and (j < i or not causal)]
             best = sorted(open_, key=lambda j: (j >= sinks, -(mean_q @ k[b, g, real[j]].mean(0))))[:count]
             others = [j for j in open_ if j not in best]
@@ -384,10 +385,10 @@ def test_selected_blocks(rest, causal):
         for b in range(B):
             at = keep[b, 0, 0]
             close(found[b][:, at], expected[b][:, at])
-    if causal:  # whole blocks, so that no mean query changes
+    if causal:
         whole = operands(6 * SIZE)
         out = run(graph, *whole)
-        for n in (SIZE, 4 * SIZE):
+        for n in (SIZE, 3 * SIZE + 1, 4 * SIZE):
             close(run(graph, *(x[:, :, :n] for x in whole)), out[:, :, :n])
     types = ((1, 1, 9, D), (1, 1, 9, D), (1, 1, 9, E))
     gradients(graph_of(choose, *types), *(x[:1, :1] for x in operands(9)))

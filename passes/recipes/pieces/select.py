@@ -28,7 +28,8 @@ def selected(
 
     Blocks are scored by the mean query of a block (over its heads that share a key head too) with the
     mean key; the first `sinks` blocks come before all others (arXiv:2309.17453). Causal: only earlier
-    blocks are scored, and the own block is always exact as well.
+    blocks are scored, by the first query of a block, so that no query has a say in what an earlier
+    one sees; the own block is always exact as well.
     rest: "none" leaves the others out (Kinetics, arXiv:2506.05333); "pooled" takes them as one key and
     value, their means; "zeroth" each block as its mean key and value; "first" adds the linear term of
     the deviations of keys, by one matrix for all blocks (all earlier ones), as PISA does.
@@ -48,6 +49,8 @@ def selected(
     x, seen = (_at_least(blocks(y, size, each), count) for y in (x, seen))
     k, v, one = (_at_least(blocks(y, size), count) for y in (k, v, one))
     b, g, c = x.shape[:3]
+    if causal:
+        seen = where(_first(one, each), seen, 0.0)
 
     length, sum_k, sum_v = (sum_(y, dim=(3,), keepdim=True) for y in (one, k, v))  # [b, g, blocks, 1, .]
     means = _flat(sum_k / maximum(length, 1.0)), _flat(sum_v / maximum(length, 1.0))
@@ -96,6 +99,13 @@ def _earlier(c: Dim) -> Value:
     """bool [c, c]: the blocks before each."""
     place = arange(start=0, end=c, dtype=i64)
     return lt(place, reshape(place, shape=(c, 1)))
+
+
+def _first(one: Value, each: Dim) -> Value:
+    """bool [b, 1, c, each * size, 1]: the first token of each block that is no padding, for each head."""
+    b, _, c, size, _ = one.shape
+    first = reshape(logical_and(gt(one, 0.0), lt(cumsum(one, dim=3), 1.5)), shape=(b, 1, c, 1, size, 1))
+    return reshape(expand(first, size=(b, 1, c, each, size, 1)), shape=(b, 1, c, each * size, 1))
 
 
 def _gathered(x: Value, place: Value) -> Value:
