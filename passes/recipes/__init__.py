@@ -8,14 +8,17 @@ from .ehrmamba import ehrmamba
 from .elu1 import elu1
 from .gla import gla
 from .hedgehog import hedgehog
+from .kinetics import kinetics
 from .liger import liger
 from .lightning import lightning
+from .linformer import linformer
 from .lolcats import lolcats
 from .mamba2 import discrete_mamba2, mamba2
 from .mlgru import mlgru
 from .mom import mom
 from .nystrom import nystrom
 from .performer import performer
+from .pisa import pisa
 from .recipe import ALL, RECIPES, Mixing, Recipe, recipe, recipe_named
 from .retnet import retnet
 from .taylor1 import taylor1
@@ -23,8 +26,8 @@ from .vig import vig
 from .window import window
 
 __all__ = [
-    "ALL", "RECIPES", "Mixing", "Recipe", "agent", "agent_sd", "based", "cosformer", "deltanet",
-    "discrete_mamba2", "ehrmamba", "elu1", "gated_deltanet", "gla", "hedgehog", "kda", "liger", "lightning",
-    "lolcats", "mamba2", "mlgru", "mom", "nystrom", "performer", "recipe", "recipe_named", "retnet",
-    "taylor1", "taylor2", "vig", "window",
+    "ALL", "Mixing", "RECIPES", "Recipe", "agent", "agent_sd", "based", "cosformer", "deltanet",
+    "discrete_mamba2", "ehrmamba", "elu1", "gated_deltanet", "gla", "hedgehog", "kda", "kinetics", "liger",
+    "lightning", "linformer", "lolcats", "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe",
+    "recipe_named", "retnet", "taylor1", "taylor2", "vig", "window",
 ]  # fmt: skip
