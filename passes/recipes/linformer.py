@@ -45,9 +45,7 @@ def segments(count: int, length: int, dtype: DType) -> Value:
     """[count, length] whose row i takes the mean of places i length / count .. (i + 1) length / count."""
     place = arange(start=0, end=length, dtype=i64) * count
     first = reshape(arange(start=0, end=count, dtype=i64) * length, shape=(count, 1))
-    inside = as_dtype(
-        where(logical_and(gt(place + count, first), lt(place, first + length)), 1.0, 0.0), dtype
-    )
+    inside = cast(logical_and(gt(place + count, first), lt(place, first + length)), dtype=dtype)
     return inside / sum_(inside, dim=(1,), keepdim=True)
 
 
