@@ -1,5 +1,6 @@
 """One file per family of linear-complexity mixers."""
 
+from .activator import activator
 from .agent import agent, agent_sd
 from .based import based, taylor2
 from .cosformer import cosformer
@@ -8,6 +9,7 @@ from .ehrmamba import ehrmamba
 from .elu1 import elu1
 from .gla import gla
 from .hedgehog import hedgehog
+from .hsm_ssd import hsm_ssd
 from .kinetics import kinetics
 from .liger import liger
 from .lightning import lightning
@@ -24,10 +26,12 @@ from .retnet import retnet
 from .taylor1 import taylor1
 from .vig import vig
 from .window import window
+from .zeroi2v import zeroi2v
 
 __all__ = [
-    "ALL", "Mixing", "RECIPES", "Recipe", "agent", "agent_sd", "based", "cosformer", "deltanet",
-    "discrete_mamba2", "ehrmamba", "elu1", "gated_deltanet", "gla", "hedgehog", "kda", "kinetics", "liger",
-    "lightning", "linformer", "lolcats", "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe",
-    "recipe_named", "retnet", "taylor1", "taylor2", "vig", "window",
+    "ALL", "Mixing", "RECIPES", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
+    "deltanet", "discrete_mamba2", "ehrmamba", "elu1", "gated_deltanet", "gla", "hedgehog", "hsm_ssd",
+    "kda", "kinetics", "liger", "lightning", "linformer", "lolcats", "mamba2", "mlgru", "mom", "nystrom",
+    "performer", "pisa", "recipe", "recipe_named", "retnet", "taylor1", "taylor2", "vig", "window",
+    "zeroi2v",
 ]  # fmt: skip
