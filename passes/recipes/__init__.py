@@ -5,15 +5,21 @@ from .agent import agent, agent_sd
 from .based import based, taylor2
 from .cosformer import cosformer
 from .deltanet import deltanet, gated_deltanet, kda
+from .ecoformer import ecoformer
+from .efficient import efficient_attention
 from .ehrmamba import ehrmamba
 from .elu1 import elu1
 from .gla import gla
 from .hedgehog import hedgehog
 from .hsm_ssd import hsm_ssd
+from .inline import inline
 from .kinetics import kinetics
+from .lamamba import lamamba
 from .liger import liger
 from .lightning import lightning
 from .linformer import linformer
+from .linfusion import linfusion
+from .lingen import lingen
 from .lolcats import lolcats
 from .mamba2 import discrete_mamba2, mamba2
 from .mlgru import mlgru
@@ -23,15 +29,17 @@ from .performer import performer
 from .pisa import pisa
 from .recipe import ALL, RECIPES, Mixing, Recipe, recipe, recipe_named
 from .retnet import retnet
+from .sla import sla
 from .taylor1 import taylor1
 from .vig import vig
+from .wersa import wersa
 from .window import window
 from .zeroi2v import zeroi2v
 
 __all__ = [
-    "ALL", "Mixing", "RECIPES", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
-    "deltanet", "discrete_mamba2", "ehrmamba", "elu1", "gated_deltanet", "gla", "hedgehog", "hsm_ssd",
-    "kda", "kinetics", "liger", "lightning", "linformer", "lolcats", "mamba2", "mlgru", "mom", "nystrom",
-    "performer", "pisa", "recipe", "recipe_named", "retnet", "taylor1", "taylor2", "vig", "window",
-    "zeroi2v",
+    "ALL", "RECIPES", "Mixing", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
+    "deltanet", "discrete_mamba2", "ecoformer", "efficient_attention", "ehrmamba", "elu1", "gated_deltanet",
+    "gla", "hedgehog", "hsm_ssd", "inline", "kda", "kinetics", "lamamba", "liger", "lightning", "linformer",
+    "linfusion", "lingen", "lolcats", "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe",
+    "recipe_named", "retnet", "sla", "taylor1", "taylor2", "vig", "wersa", "window", "zeroi2v",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...ir import Value
+from ...ir.dims import Dim
 from ...ir.ops.activation import as_dtype, silu, wide
 from ...ir.ops.elementwise import exp, log
 from ...ir.ops.linear_attention import linear_attention
@@ -31,7 +32,7 @@ STARTS = {
 """What Mamba-2 learns beside its convolutions."""
 
 
-def step_and_decay(site: Mixing, x: Value, h: int, *, name: str = "") -> tuple[Value, Value]:
+def step_and_decay(site: Mixing, x: Value, h: Dim, *, name: str = "") -> tuple[Value, Value]:
     """dt = softplus(W x + bias) and dt A, A = -exp(A_log), [b, h, n] each, 0 at padded tokens."""
     dtype = wide(x).dtype
     dt = softplus(from_tokens(site, x, f"{name}dt", h, bias=step_start(dtype, h)))
