@@ -215,9 +215,8 @@ def main() -> None:
     parser.add_argument("--inductor", action="store_true", help="compare with torch.compile instead")
     args = parser.parse_args()
     clock = CLOCKS[args.clock]
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.clock} time, {args.rounds} rounds"
-    )
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, {args.clock} time, {args.rounds} rounds")
     sizes = args.heads, args.dim, args.rounds
     if args.chunks:
         chunks(args.n, *sizes)
