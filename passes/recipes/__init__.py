@@ -9,6 +9,7 @@ from .ecoformer import ecoformer
 from .efficient import efficient_attention
 from .ehrmamba import ehrmamba
 from .elu1 import elu1
+from .favit import favit
 from .gla import gla
 from .hedgehog import hedgehog
 from .hsm_ssd import hsm_ssd
@@ -37,9 +38,10 @@ from .window import window
 from .zeroi2v import zeroi2v
 
 __all__ = [
-    "ALL", "RECIPES", "Mixing", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
-    "deltanet", "discrete_mamba2", "ecoformer", "efficient_attention", "ehrmamba", "elu1", "gated_deltanet",
-    "gla", "hedgehog", "hsm_ssd", "inline", "kda", "kinetics", "lamamba", "liger", "lightning", "linformer",
-    "linfusion", "lingen", "lolcats", "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe",
-    "recipe_named", "retnet", "sla", "taylor1", "taylor2", "vig", "wersa", "window", "zeroi2v",
+    "ALL", "Mixing", "RECIPES", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
+    "deltanet", "discrete_mamba2", "ecoformer", "efficient_attention", "ehrmamba", "elu1", "favit",
+    "gated_deltanet", "gla", "hedgehog", "hsm_ssd", "inline", "kda", "kinetics", "lamamba", "liger",
+    "lightning", "linformer", "linfusion", "lingen", "lolcats", "mamba2", "mlgru", "mom", "nystrom",
+    "performer", "pisa", "recipe", "recipe_named", "retnet", "sla", "taylor1", "taylor2", "vig", "wersa",
+    "window", "zeroi2v",
 ]  # fmt: skip
