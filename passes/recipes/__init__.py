@@ -21,6 +21,7 @@ from .lightning import lightning
 from .linformer import linformer
 from .linfusion import linfusion
 from .lingen import lingen
+from .lion import lion, lion_retnet, lion_rwkv
 from .lolcats import lolcats
 from .mamba2 import discrete_mamba2, mamba2
 from .mlgru import mlgru
@@ -38,10 +39,10 @@ from .window import window
 from .zeroi2v import zeroi2v
 
 __all__ = [
-    "ALL", "Mixing", "RECIPES", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
+    "ALL", "RECIPES", "Mixing", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
     "deltanet", "discrete_mamba2", "ecoformer", "efficient_attention", "ehrmamba", "elu1", "favit",
     "gated_deltanet", "gla", "hedgehog", "hsm_ssd", "inline", "kda", "kinetics", "lamamba", "liger",
-    "lightning", "linformer", "linfusion", "lingen", "lolcats", "mamba2", "mlgru", "mom", "nystrom",
-    "performer", "pisa", "recipe", "recipe_named", "retnet", "sla", "taylor1", "taylor2", "vig", "wersa",
-    "window", "zeroi2v",
+    "lightning", "linformer", "linfusion", "lingen", "lion", "lion_retnet", "lion_rwkv", "lolcats",
+    "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe", "recipe_named", "retnet", "sla",
+    "taylor1", "taylor2", "vig", "wersa", "window", "zeroi2v",
 ]  # fmt: skip

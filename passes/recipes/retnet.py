@@ -28,6 +28,15 @@ def constant_decay(site: Mixing, decay: Value, b: Dim, n: Dim) -> Value:
     return reshape(site.kept(full), shape=(b, h, n))
 
 
+def retention(q: Value, k: Value, v: Value, site: Mixing) -> Value:
+    """Constantly decayed weights scale q . k, each head at unit mean square: [b, h, n, e] in f32 or wider."""
+    x, (b, h, n, _) = wide(q) * site.scale, q.shape
+    k, v = site.kept(wide(k)), site.kept(wide(v))
+    decay = constant_decay(site, retention_decay(h, x.dtype), b, n)
+    o = linear_attention(x, k, v, decay, causal=site.causal, normalize=False)
+    return rms_norm(o, normalized_shape=(v.shape[3],), eps=1e-6)
+
+
 @recipe(
     paper="arXiv:2307.08621", kind="needs training", masks=ALL, square=True, needs={"tokens"},
     learns={"gate": "0, so that it does not read the tokens", "gate_bias": "open: silu of it is 1"},
@@ -38,9 +47,4 @@ def retnet(q, k, v, site):
     Each head is then set to unit mean square, and times silu(W x). Both ways, where the mask lets a
     query see later keys, the decay counts distance to either side (arXiv:2309.11523).
     """
-    x, (b, h, n, _) = wide(q) * site.scale, q.shape
-    k, v = site.kept(wide(k)), site.kept(wide(v))
-    decay = constant_decay(site, retention_decay(h, x.dtype), b, n)
-    o = linear_attention(x, k, v, decay, causal=site.causal, normalize=False)
-    o = rms_norm(o, normalized_shape=(v.shape[3],), eps=1e-6)
-    return as_dtype(gated(site, o, site.tokens), q.dtype)
+    return as_dtype(gated(site, retention(q, k, v, site), site.tokens), q.dtype)
