@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..ir import Dim, Graph, No, Op, Poly, Value, cost, replace, symbol
+from ..ir import Dim, Graph, No, Op, Value, cost, replace
 from ..ir.core import build
-from ..ir.dims import at_least, evaluate, substitute, symbols
 from ..ir.ops.linear import matmul
 from ..ir.ops.linear_attention import linear_attention
 from ..ir.ops.reduce import sum_
@@ -22,9 +21,7 @@ from .attention import transposed
 from .fold import constant
 from .masks import classify, uniform
 from .pipeline import pass_
-
-TYPICAL = 4096
-"""The size a symbolic dim is taken to have where neither `sizes` nor the facts say otherwise."""
+from .weighing import cheaper, flops
 
 
 @pass_
@@ -81,7 +78,8 @@ class _Search:
         result = matmul(matmul(self.now[a], b), c)
         before = cost(op).flops + cost(inner.op).flops
         after = cost(result.op).flops + cost(result.op.args[0].op).flops
-        return result if result.type == op.types[0] and self.cheaper(before, after) else None
+        less = result.type == op.types[0] and cheaper(self.graph, before, after, self.sizes)
+        return result if less else None
 
     def right(self, op: Op) -> Value | No | None:
         """(A B) C as A (B C), through what acts on the rows of A B."""
@@ -95,10 +93,10 @@ class _Search:
         if result is None or isinstance(result, No):
             return result
         old = {op, chain.product, *chain.sums, *(step for step, _ in chain.steps)}
-        before, after = sum_of(old), sum_of(_made(result, set(self.now.values())))
+        before, after = flops(old), flops(result, set(self.now.values()))
         if result.type != op.types[0]:
             return No(f"regrouped it is {result.type}, not {op.types[0]}", op.results[0])
-        return result if self.cheaper(before, after) else None
+        return result if cheaper(self.graph, before, after, self.sizes) else None
 
     def single(self, x: Value) -> bool:
         return len(self.graph.uses(x)) == 1 and x not in self.kept
@@ -223,19 +221,6 @@ class _Search:
         out = linear_attention(q, k, v, causal=True, normalize=normalize, eps=eps)
         return _folded(out, (*batch, *out.shape[-2:]))
 
-    def cheaper(self, before: Dim, after: Dim) -> bool:
-        """Whether `after` is less: provably under the facts, or at the sizes given or guessed."""
-        lows = {name: symbol(name) + low for name, low, _ in self.graph.facts}
-        gap = substitute(before - after, lows)
-        if at_least(gap, 1) or at_least(-gap, 0):
-            return at_least(gap, 1)
-        env = dict.fromkeys(symbols(before - after), TYPICAL)
-        for name, low, high in self.graph.facts:
-            if name in env:
-                env[name] = max(low, min(TYPICAL, TYPICAL if high is None else high))
-        env.update((name, size) for name, size in self.sizes.items() if name in env)
-        return evaluate(before - after, env) > 0
-
 
 def _row_step(x: Value) -> tuple[Value | None, Value | None, bool]:
     """x as (inner, factor of rows or None, whether it is a causal mask); inner None when neither."""
@@ -286,23 +271,3 @@ def _folded(x: Value, shape: tuple[Dim, ...]) -> Value:
 def build_ones(k: Value) -> Value:
     """A column of ones beside keys [.., m, d]: [.., m, 1]."""
     return constant(1.0, k.type.with_(shape=(*k.shape[:-1], 1)))
-
-
-def _made(result: Value, given: set[Value]) -> set[Op]:
-    """The ops under `result` that are not among what was there."""
-    found: set[Op] = set()
-    stack = [result]
-    while stack:
-        x = stack.pop()
-        if x not in given and x.op not in found:
-            found.add(x.op)
-            stack.extend(x.op.operands)
-    return found
-
-
-def sum_of(ops: set[Op]) -> Dim | Poly:
-    """The FLOPs of some ops."""
-    total: Dim = 0
-    for op in ops:
-        total = total + cost(op).flops
-    return total

@@ -95,10 +95,13 @@ def find_sites(graph: Graph, steps: Sequence[Step] = ()) -> tuple[Site, ...]:
     """Every softmax of the graph in its order: attention or not, with the reason.
 
     steps: of the run that ended in `graph`. Where one of them put recipes in the place of
-    attentions, the sites are those it met, with its decisions.
+    attentions, the sites are those it met, with its decisions; else those from before they were cut
+    into blocks.
     """
     decided: dict[Op, Event] = {}
     for step in steps:
+        if step.name == "local" and not step.undone:
+            graph = step.before
         events = [e for e in step.events if e.rule.startswith(LINEARIZE)]
         if events and not step.undone:
             graph = graph if decided else step.before
