@@ -31,6 +31,7 @@ from .performer import performer
 from .pisa import pisa
 from .recipe import ALL, RECIPES, Mixing, Recipe, recipe, recipe_named
 from .retnet import retnet
+from .rwkv6 import rwkv6
 from .sla import sla
 from .taylor1 import taylor1
 from .vig import vig
@@ -43,6 +44,6 @@ __all__ = [
     "deltanet", "discrete_mamba2", "ecoformer", "efficient_attention", "ehrmamba", "elu1", "favit",
     "gated_deltanet", "gla", "hedgehog", "hsm_ssd", "inline", "kda", "kinetics", "lamamba", "liger",
     "lightning", "linformer", "linfusion", "lingen", "lion", "lion_retnet", "lion_rwkv", "lolcats",
-    "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe", "recipe_named", "retnet", "sla",
-    "taylor1", "taylor2", "vig", "wersa", "window", "zeroi2v",
+    "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe", "recipe_named", "retnet", "rwkv6",
+    "sla", "taylor1", "taylor2", "vig", "wersa", "window", "zeroi2v",
 ]  # fmt: skip

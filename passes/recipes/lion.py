@@ -9,21 +9,21 @@ from typing import NamedTuple
 from ...ir import OPS, RecipeError, Value
 from ...ir.dims import Dim
 from ...ir.ops.activation import as_dtype, silu, wide
-from ...ir.ops.elementwise import eq, exp, remainder, tanh
+from ...ir.ops.elementwise import eq, remainder
 from ...ir.ops.index import index_select
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.norm import layer_norm
-from ...ir.ops.reduce import sum_
-from ...ir.ops.shape import cat, expand, flip, permute, reshape, slice_
+from ...ir.ops.shape import expand, flip, permute, reshape, slice_
 from ...ir.types import f32, i64
 from .ehrmamba import width
-from .pieces import blocks, tokens, zeros
-from .pieces.gates import filled, flat, from_tokens, gated, heads_of, normed, repeated
+from .pieces import blocks, tokens
+from .pieces.gates import filled, flat, from_tokens, gated, heads_of, normed
 from .pieces.order import joined_to, split
-from .pieces.selective import LEARNS, convolved, selective
+from .pieces.selective import LEARNS as SCAN
+from .pieces.selective import convolved, selective
 from .pieces.tiles import coordinates, exact_first, sizes
 from .recipe import Mixing, recipe
 from .retnet import retention
+from .rwkv6 import LEARNS, from_before, log_decays, of_itself
 
 
 class Groups(NamedTuple):
@@ -94,7 +94,7 @@ def _with_first(q: Value, k: Value, v: Value, site: Mixing, out: Value) -> Value
     learns={
         "in": "N(0, 1 / channels)", "out": "N(0, 1 / (expand channels))", "norm": "1", "norm_bias": "0",
         **{f"{way}_{name}": start for way in ("there", "back") for name, start in
-           {"conv": "the identity", **LEARNS}.items()},
+           {"conv": "the identity", **SCAN}.items()},
     },
 )  # fmt: skip
 def lion(
@@ -143,11 +143,7 @@ def lion_retnet(q, k, v, site, *, window: int = 13, group: int = 256):
 
 @recipe(
     paper="arXiv:2407.18232", kind="needs training", masks={"none"}, square=True, needs={"grid", "tokens"},
-    learns={
-        "decay_down": "N(0, 1 / channels)", "decay": "0, so that decays do not read the tokens",
-        "decay_bias": "the half-life", "bonus": "1", "norm": "1", "gate": "0",
-        "gate_bias": "open: silu of it is 1",
-    },
+    learns=LEARNS,
 )  # fmt: skip
 def lion_rwkv(q, k, v, site, *, window: int = 13, group: int = 256, rank: int = 64, half_life: float = 32.0):
     """LION with RWKV-6: o_t = scale q_t^T (S_(t-1) + diag(bonus) k_t v_t^T + what is the same from the end).
@@ -156,18 +152,11 @@ def lion_rwkv(q, k, v, site, *, window: int = 13, group: int = 256, rank: int = 
     (arXiv:2404.05892). Each head is then normalised, and times silu(W x + b). Class tokens attend to all
     tokens exactly.
     """
-    if half_life <= 0:
-        raise RecipeError(f"half_life={half_life}: a positive number of tokens")
     (b, h, _, d), groups = q.shape, grouped(site, q.shape[0], window, group)
-    lora = tanh(from_tokens(site, site.tokens, "decay_down", rank, random=True))
-    w = from_tokens(site, lora, "decay", h * d, bias=math.log(math.log(2) / half_life))
-    x, y, z, decay = (groups.taken(t) for t in (wide(q) * site.scale, wide(k), wide(v), heads_of(-exp(w), h)))
+    decay = log_decays(site, h, d, rank, half_life)
+    x, y, z, decay = (groups.taken(t) for t in (wide(q) * site.scale, wide(k), wide(v), decay))
     decay = groups.place.kept(decay)
-    bonus = reshape(site.learn("bonus", filled(1.0, x.dtype, h, d)), shape=(h, 1, d))
-    o = sum_(x * repeated(y, h) * bonus, dim=(3,), keepdim=True) * repeated(z, h)
-    for back in (False, True):
-        late = (_moved(t, back) for t in (y, z, decay))
-        o = o + linear_attention(x, *late, causal=True, normalize=False, reverse=back)
+    o = from_before(x, y, z, decay) + from_before(x, y, z, decay, back=True) + of_itself(site, x, y, z)
     o = groups.given(normed(site, o), b)
     return _with_first(q, k, v, site, gated(site, o, _on_grid(site)))
 
@@ -176,11 +165,3 @@ def _on_grid(site: Mixing) -> Value:
     """The tokens of the grid, [b, n, c]."""
     assert site.tokens is not None
     return flat(split(heads_of(site.tokens, 1), site.before)[1])
-
-
-def _moved(x: Value, back: bool) -> Value:
-    """Token t of the result is t - 1 of x [b, h, n, d], or t + 1; zeros beyond the end."""
-    b, h, n, d = x.shape
-    gap = zeros(x.dtype, b, h, 1, d)
-    joined = cat(x, gap, dim=2) if back else cat(gap, x, dim=2)
-    return slice_(joined, dim=2, start=int(back), end=n + int(back))

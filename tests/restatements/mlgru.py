@@ -10,7 +10,7 @@ from .steps import apart, merged, rms, sigmoid, silu
 def mlgru(site: Site) -> np.ndarray:
     """Token by token; at a padded one nothing changes."""
     q, k, v = (merged(x) for x in (site.q, site.k, site.v))
-    bound = sigmoid(site.weights["bound"])
+    bound = sigmoid(site.weights["bound"]) if site.index else 0.0
     state, out = np.zeros_like(q[:, 0]), np.zeros_like(q)
     for t in range(q.shape[1]):
         f = bound + (1 - bound) * sigmoid(q[:, t])
