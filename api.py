@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .backends import backend as backend_named
-from .frontend import LazyModule, OptimizedModule, capture
+from .frontend import Captured, LazyModule, OptimizedModule, capture
 from .ir import Graph, SubquadError
 from .ir.interpret import bind
 from .learned import initial
@@ -88,11 +88,7 @@ def _optimize(
     dynamic_shapes: Any,
     check: bool,
 ) -> OptimizedModule:
-    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-    if isinstance(model, ExportedProgram) and not args and not kwargs:
-        args, kwargs = model.example_inputs or ((), {})
-    inputs = captured.signature.flatten(args, kwargs)
-    sizes = bind({v: x.shape for v, x in zip(captured.graph.inputs, inputs, strict=True)})
+    captured, inputs, sizes = captured_at(model, args, kwargs, dynamic_shapes)
     verifier = Verifier(inputs, captured.tensors, captured.modules) if check else None
     graph, steps = at_sizes(pipeline, sizes).run(captured.graph, verifier)
     name = backend_name(backend)
@@ -102,6 +98,20 @@ def _optimize(
     fast.log = PassLog(steps, gains(graph, sizes), sizes=sizes, sites=find_sites(graph, steps))
     fast.sites, fast.backend = fast.log.sites, name
     return fast
+
+
+def captured_at(
+    model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> tuple[Captured, list[Tensor], dict[str, int]]:
+    """`model` captured, the example inputs of its graph, and the sizes of the open dims in them.
+
+    Raises CaptureError for a model that cannot be captured.
+    """
+    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    if isinstance(model, ExportedProgram) and not args and not kwargs:
+        args, kwargs = model.example_inputs or ((), {})
+    inputs = captured.signature.flatten(args, kwargs)
+    return captured, inputs, bind({v: x.shape for v, x in zip(captured.graph.inputs, inputs, strict=True)})
 
 
 def at_sizes(pipeline: Pipeline, sizes: Mapping[str, int]) -> Pipeline:
@@ -121,16 +131,12 @@ def gains(
     call: what the user types to get a recipe.
     """
     return [
-        Gain(
-            site.path, site.source, recipe.name, before, after, call(recipe.name), recipe.kind,
-        )
+        Gain(site.path, site.source, recipe.name, before, after, call(recipe.name), recipe.kind)
         for site, recipe, before, after in possible_gains(graph, sizes)
-    ]  # fmt: skip
+    ]
 
 
-def pipeline_of(
-    pipeline: Pipeline | str | None, attention: Attention, grid: Grid | None = None
-) -> Pipeline:
+def pipeline_of(pipeline: Pipeline | str | None, attention: Attention, grid: Grid | None = None) -> Pipeline:
     """What runs: the passes, then what `attention` asks for. Raises RecipeError, IRError."""
     if pipeline is None:
         pipeline = EXACT

@@ -10,10 +10,8 @@ from rich.text import Text
 from torch import nn
 from torch.export import ExportedProgram
 
-from .api import Attention, at_sizes, pipeline_of, positional
-from .frontend import capture
+from .api import Attention, at_sizes, captured_at, pipeline_of, positional
 from .ir import Graph, SubquadError
-from .ir.interpret import bind
 from .passes import find_sites
 from .report import PassLog
 from .tables import WIDTH
@@ -74,11 +72,6 @@ def explain(
             "keyword inputs as kwargs={...}"
         )
     pipeline = pipeline_of(None, attention)
-    args, kwargs = positional(args), dict(kwargs or {})
-    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-    if isinstance(model, ExportedProgram) and not args and not kwargs:
-        args, kwargs = model.example_inputs or ((), {})
-    inputs = captured.signature.flatten(args, kwargs)
-    sizes = bind({v: x.shape for v, x in zip(captured.graph.inputs, inputs, strict=True)})
+    captured, _, sizes = captured_at(model, positional(args), dict(kwargs or {}), dynamic_shapes)
     graph, steps = at_sizes(pipeline, sizes).run(captured.graph)
     return Explanation(graph, PassLog(steps, sizes=sizes, sites=find_sites(graph, steps)))
