@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from ..ir import Dim, Graph, No, Op, Poly, Value
-from ..ir.attributes import Slot
+from .attention.call import OPERANDS, arguments
 
 _PASSING = frozenset({"cast", "reshape", "permute", "expand", "slice", "dropout", "native_dropout"})
 _PICKING = frozenset({"topk", "sort", "argsort", "argmax", "max", "kthvalue", "gather", "scatter"})
@@ -97,17 +97,13 @@ def is_opaque_softmax(op: Op) -> bool:
     return op.name == "opaque" and bool(re.search(r"(?<!log_)softmax", op.attrs["target"]))
 
 
-ORDER = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-"""Arguments of scaled_dot_product_attention by position; the rest go by name."""
-
-
 def why_opaque(op: Op) -> No:
     """Why a call of attention was imported as `opaque`: the first thing that it lacks."""
     at = op.results[0]
     if _target(op) != "scaled_dot_product_attention":
         return No(f"{_target(op)} is a kernel of its own, not scaled_dot_product_attention", at)
-    given = {**dict(zip(ORDER, op.attrs["args"], strict=False)), **dict(op.attrs["kwargs"])}
-    q, k, v, mask = (_operand(op, given.get(name)) for name in ORDER[:4])
+    given = arguments(op)
+    q, k, v, mask = map(given.get, OPERANDS)
     if q is None or k is None or v is None:
         return No("it has no q, k and v", at)
     if given.get("dropout_p"):
@@ -127,10 +123,6 @@ def why_opaque(op: Op) -> No:
     if mask is not None and q.rank != 4 and mask.rank > 2:
         return No(f"q has {q.rank} axes and the mask {mask.rank}: only a mask [n,m] is known there", mask)
     return No(f"{q.type}, {k.type} and {v.type} do not fit attention [b,h,n,d]", at)
-
-
-def _operand(op: Op, slot: object) -> Value | None:
-    return op.args[slot.index] if isinstance(slot, Slot) else None
 
 
 def _differing(q: Value, k: Value, v: Value, grouped: bool) -> No | None:

@@ -12,7 +12,8 @@ from ...ir.ops.attention import attention as attention_op
 CALLS = re.compile(r"scaled_dot_product|multi_head_attention|flex_attention|flash_attn|flash_attention")
 """Targets of opaque ops that compute attention by themselves."""
 
-_ORDER = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+OPERANDS = ("query", "key", "value", "attn_mask")
+_ORDER = (*OPERANDS, "dropout_p", "is_causal")
 """Arguments of scaled_dot_product_attention by position; the rest go by name."""
 
 
@@ -21,13 +22,19 @@ def is_call(op: Op) -> bool:
     return op.name == "opaque" and CALLS.search(str(op.attrs["target"])) is not None
 
 
+def arguments(op: Op) -> dict[str, Any]:
+    """What a call of scaled_dot_product_attention is given, by name; tensors as values."""
+    given = {**dict(zip(_ORDER, op.attrs["args"], strict=False)), **dict(op.attrs["kwargs"])}
+    return {name: op.inputs[x.index] if isinstance(x, Slot) else x for name, x in given.items()}
+
+
 def called(op: Op) -> tuple[Value, No] | No:
     """The `attention` that a call stands for, [b, h, n, d], and why it stays a call."""
     at, target = op.results[0], str(op.attrs["target"])
     if "scaled_dot_product_attention." not in target:
         return No(f"{target} is a kernel of its own, not scaled_dot_product_attention", at)
-    given = {**dict(zip(_ORDER, op.attrs["args"], strict=False)), **dict(op.attrs["kwargs"])}
-    q, k, v, mask = (_operand(op, given.get(name)) for name in _ORDER[:4])
+    given = arguments(op)
+    q, k, v, mask = map(given.get, OPERANDS)
     p = given.get("dropout_p", 0.0)
     if not p or q is None or k is None or v is None:
         return No(f"{target} was imported as one opaque call", at)
@@ -40,7 +47,3 @@ def called(op: Op) -> tuple[Value, No] | No:
     except IRError:  # not four axes: what it is called with is shown by the call
         return kept
     return value, kept
-
-
-def _operand(op: Op, argument: Any) -> Value | None:
-    return op.inputs[argument.index] if isinstance(argument, Slot) else None
