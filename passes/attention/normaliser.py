@@ -130,18 +130,15 @@ def _exponentials(op: Op) -> tuple[Value, int, list[Value]] | None:
 
 
 def _is_sum(x: Value, of: Value) -> bool:
-    if x.op.name == "reshape":  # sum(-1).unsqueeze(-1)
-        inner = x.op.args[0]
-        if inner.op.name != "sum" or inner.op.attrs["keepdim"] or len(inner.op.attrs["dim"]) != 1:
-            return False
-        (dim,) = inner.op.attrs["dim"]
-        if x.shape != (*inner.shape[:dim], 1, *inner.shape[dim:]):
-            return False
-        return inner.op.args[0] is of
-    attrs = x.op.attrs
-    if x.op.name != "sum" or len(attrs["dim"]) != 1 or not attrs["keepdim"]:
+    """Whether x is the sum of `of` along one axis, of size 1 in it."""
+    total = x.op.args[0] if x.op.name == "reshape" else x  # sum(-1).unsqueeze(-1)
+    op = total.op
+    if op.name != "sum" or op.args[0] is not of or len(op.attrs["dim"]) != 1:
         return False
-    return x.op.args[0] is of
+    if op.attrs["keepdim"] or total is x:
+        return bool(op.attrs["keepdim"]) and total is x
+    (dim,) = op.attrs["dim"]
+    return x.shape == (*total.shape[:dim], 1, *total.shape[dim:])
 
 
 def _spelled(z: Value, dim: int, others: list[Value], y: Value) -> Normaliser | No:

@@ -150,8 +150,8 @@ def _product(x: Labelled, user: Op, frame: Axes, dim: int) -> Reached | No | Non
         if out.shape[i] != 1 and not own:
             return No("the values have batches that the weights have not", values)
         axes.append(own)
-    v = aligned(values, (*axes, inner, width) if left else (*axes, width, inner))
-    v = Labelled(values, (*v.axes[:-2], *((inner, width) if left else (width, inner))))
+    last = (inner, width) if left else (width, inner)
+    v = Labelled(values, (*aligned(values, (*axes, *last)).axes[:-2], *last))
     ends = (kept, width) if left else (width, kept)
     return Reached(Labelled(out, (*axes, *ends)), v, width)
 
