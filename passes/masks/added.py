@@ -9,7 +9,7 @@ from ...ir import Value
 from ...ir.dims import at_least
 from ...ir.types import DType, i64
 from .arithmetic import value_of, whole_of
-from .build import along, four, made, source
+from .build import along, four, made, sources
 from .conditions import replaced
 from .mask import Mask
 from .terms import (
@@ -21,11 +21,11 @@ from .terms import (
     Sum,
     Term,
     children,
+    collected,
     items,
     one,
     places,
     plus,
-    product,
     scaled,
     whole,
 )
@@ -114,19 +114,14 @@ class Added:
             return None
         if not all(c == int(c) for c, _ in along_keys):
             return None
-        where = whole(0)
-        for c, p in along_keys:
-            part = whole(int(c))
-            for x in p:
-                part = product(part, one(x))
-            where = plus(where, part)
+        where = collected((p, int(c)) for c, p in along_keys)
         return replace(mask, slopes=self.slopes(slope, 1.0), positions=along(made(where, i64), 0, 3))
 
     def slopes(self, factors: Product, c: float) -> Value:
         """c times factors that depend on the head only, [h or 1]."""
         total = made(Number(c), self.dtype)
         for x in factors:
-            total = made(x if not isinstance(x, (Axis,)) else one(x), self.dtype) * total
+            total = made(one(x) if isinstance(x, Axis) else x, self.dtype) * total
         return along(total, 1)
 
 
@@ -185,8 +180,7 @@ def _distance(x: Term) -> int | None:
     if not isinstance(x, Apply) or x.name != "abs" or not isinstance(x.args[0], Sum):
         return None
     for inner in (x.args[0], scaled(x.args[0], -1)):
-        linear = inner.linear() or {}
-        if {a.place if isinstance(a, Axis) else None: c for a, c in linear.items()} == {2: 1, 3: -1}:
+        if inner.slopes() == {2: 1, 3: -1}:
             return inner.start  # type: ignore[return-value]
     return None
 
@@ -196,8 +190,7 @@ def _integer(x: Term) -> bool:
 
 
 def _why(terms: Signed) -> str:
-    names = dict.fromkeys(source(item.value) for _, x in terms for item in items(x))
-    through = ", ".join(list(names)[:3]) or "queries and keys"
+    through = sources(item for _, x in terms for item in items(x)) or "queries and keys"
     if all(places(x) <= {0, 3} for _, x in terms):
         through += " and is the same for every query and head"
     return f"what it adds to the scores is not proved to be 0 or -inf: it depends on {through}"

@@ -14,8 +14,8 @@ def affine(x: Value, axes: Axes) -> tuple[Dim, dict[int, int]] | None:
     """`start` and slopes by axis when x = start + sum of slope * index, over integers."""
     at = tuple(one(Axis(-1 if a is None else a, size)) for a, size in zip(axes, x.shape, strict=True))
     found = Reader().read(x, aligned(x, at))
-    linear = found.linear() if isinstance(found, Sum) else None
-    if not isinstance(found, Sum) or linear is None:
+    slopes = found.slopes() if isinstance(found, Sum) else None
+    if not isinstance(found, Sum) or slopes is None:
         return None
-    slopes = {a.place: c for a, c in linear.items() if isinstance(a, Axis) and isinstance(c, int)}
-    return (found.start, slopes) if len(slopes) == len(linear) else None
+    whole = {place: c for place, c in slopes.items() if isinstance(c, int)}
+    return (found.start, whole) if len(whole) == len(slopes) else None

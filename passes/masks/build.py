@@ -5,6 +5,7 @@ Every value made here has four axes [b or 1, h or 1, n or 1, m or 1], or none wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ...ir import OPS, Dim, DType, Value
@@ -147,6 +148,11 @@ def held(x: Condition) -> Value:
 def source(x: Value) -> str:
     """What to call a value in a message."""
     return f"{x.op.name} {x.op.attrs['name']!r}" if x.op.name in ("input", "param") else x.op.name
+
+
+def sources(items: Iterable[Item]) -> str:
+    """What to call the first three of the tensors that have these elements."""
+    return ", ".join(list(dict.fromkeys(source(item.value) for item in items))[:3])
 
 
 def along(x: Value, *places: int) -> Value:

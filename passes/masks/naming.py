@@ -9,7 +9,7 @@ from ...ir import Dim, IRError, Op, Value
 from ...ir.dims import maximum, minimum
 from ...ir.types import DType, f32, i64
 from .added import Added
-from .build import along, held, made, source
+from .build import along, held, made, sources
 from .conditions import every, some
 from .factors import factors, parts
 from .mask import AS_GOOD_AS_INFINITE, PARTS, Mask
@@ -101,7 +101,7 @@ class Band:
 
     def narrow(self, x: Sum) -> bool:
         """Whether x <= 0 bounds j - i, and then keep to it."""
-        slopes = {a.place if isinstance(a, Axis) else None: c for a, c in (x.linear() or {}).items()}
+        slopes = x.slopes()
         if slopes == {3: 1, 2: -1}:
             limit: Dim = -x.start
             self.greatest = limit if self.greatest is None else minimum(self.greatest, limit)
@@ -258,10 +258,10 @@ def _equality(c: Condition) -> tuple[Term, Term, DType] | None:
 
 
 def _why(c: Condition, where: Iterable[int]) -> str:
-    if isinstance(c, Le) and not any(True for _ in items(c)):
+    if isinstance(c, Le) and not any(items(c)):
         return "it compares positions in a way that is not j <= i + offset"
-    names = list(dict.fromkeys(source(item.value) for item in items(c)))
-    through = f" through {', '.join(names[:3])}" if names else ""
+    names = sources(items(c))
+    through = f" through {names}" if names else ""
     if 1 in where:
         return f"what it keeps depends on the head{through}"
     if 3 not in where:

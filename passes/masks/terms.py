@@ -92,6 +92,13 @@ class Sum:
             found.update((atom, c) for atom in product)
         return found
 
+    def slopes(self) -> dict[int, Dim] | None:
+        """Coefficients by the place of an index; None when there is more in it than `start` and indices."""
+        linear = self.linear()
+        if linear is None or not all(isinstance(atom, Axis) for atom in linear):
+            return None
+        return {atom.place: c for atom, c in linear.items() if isinstance(atom, Axis)}
+
 
 @dataclass(frozen=True)
 class Known:
