@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...ir import Graph, IRError, No, Op, Value
+from ...ir.ops.activation import as_dtype
 from ...ir.ops.attention import attention as attention_op
-from ...ir.ops.elementwise import cast, div, logical_and, mul, where
+from ...ir.ops.elementwise import div, logical_and, mul, where
 from ...ir.ops.graph import const
 from ...ir.ops.shape import cat, expand, reshape
 from ...ir.types import DType
@@ -91,12 +92,12 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
     queries = [arranged(t.q, (batch, all_heads, rows, t.width), four) for t in terms]
     if found.factors or len(terms) > 1:  # what follows was done on the product, perhaps a wider one
         wide = max(found.product.dtype, wanted, key=lambda dtype: dtype.bits)
-        queries = [_as(x, wide) if wide.bits > x.dtype.bits else x for x in queries]
+        queries = [as_dtype(x, wide) if wide.bits > x.dtype.bits else x for x in queries]
     queries = [
         x if t.scale == scale else mul(x, t.scale / scale) for x, t in zip(queries, terms, strict=True)
     ]
     keys = [arranged(t.k, (batch, heads, key, t.width), four) for t in terms]
-    keys = [_as(x, queries[0].dtype) for x in keys] if len(terms) > 1 else keys
+    keys = [as_dtype(x, queries[0].dtype) for x in keys] if len(terms) > 1 else keys
     q4, k4 = (parts[0] if len(parts) == 1 else cat(*parts, dim=3) for parts in (queries, keys))
     v4 = arranged(v, (batch, heads, key, met.width), four)
     for factor, multiplies in found.factors:
@@ -106,16 +107,13 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
     if isinstance(sink, No):
         return sink
     widest = max((x.dtype for x in (q4, k4, v4)), key=lambda dtype: dtype.bits)
-    q4, k4, v4 = (_as(x, widest) for x in (q4, k4, v4))
+    q4, k4, v4 = (as_dtype(x, widest) for x in (q4, k4, v4))
     attrs = {"scale": scale, "softcap": found.softcap, "causal": False, "empty": empty}
     value = attention_op(q4, k4, v4, mask, sink, **attrs)
     value = simplified(value.op) or value
     result = arranged(Labelled(value, (*map(tuple, places[:3]), met.width)), met.out.axes)
-    return Attention(value, _as(result, wanted), met.out.value, met.kept if norm.kept is None else norm.kept)
-
-
-def _as(x: Value, dtype: DType) -> Value:
-    return x if x.dtype is dtype else cast(x, dtype=dtype)
+    kept = met.kept if norm.kept is None else norm.kept
+    return Attention(value, as_dtype(result, wanted), met.out.value, kept)
 
 
 def _peeled(term: Term, dtype: DType) -> Term:
