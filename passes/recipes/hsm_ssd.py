@@ -19,7 +19,7 @@ from .recipe import Mixing, recipe
     paper="arXiv:2411.15241", kind="needs training", masks={"none"}, square=True, needs={"grid", "tokens"},
     learns={
         "bcdt": "N(0, 1 / channels)", "conv": "the identity", "hz": "the identity for h, 0 for z", "D": "1",
-        "out": "the identity",
+        "out": "the identity over the root of the number of states",
     },
 )  # fmt: skip
 def hsm_ssd(q, k, v, site, *, states: int = 49):
@@ -40,7 +40,7 @@ def hsm_ssd(q, k, v, site, *, states: int = 49):
     hz = matmul(weight(site, "hz", cat(eye(n=c, m=c, dtype=q.dtype), zeros(q.dtype, c, c))), hidden)
     hidden, z = (slice_(hz, dim=1, start=i * c, end=(i + 1) * c) for i in range(2))
     hidden = hidden * silu(z) + weight(site, "D", filled(1.0, q.dtype, 1)) * hidden
-    hidden = matmul(weight(site, "out", eye(n=c, m=c, dtype=q.dtype)), hidden)
+    hidden = matmul(weight(site, "out", eye(n=c, m=c, dtype=q.dtype) * states**-0.5), hidden)
     return as_dtype(heads_of(matmul(read, swap(hidden)), h), q.dtype)
 
 

@@ -23,8 +23,9 @@ def linformer(q, k, v, site, *, size: int = 128, length: int = 0, shared: bool =
 
     length: the most keys there can be, 0 for as many as there are; fewer keys take the first columns of
     E and F. Padded keys are zero before they are projected. shared: one E and one F for all heads.
-    At the start rows are means of segments of the maximal length: with no more keys than rows that
-    is the softmax itself, and short inputs then fill only some of the rows.
+    At the start rows are means of segments of the maximal length: the softmax itself where there are
+    as many keys as rows, none of them padded. Rows that short inputs or padding leave empty keep a
+    score of 0 and a value of 0, and take their share.
     """
     m, g = k.shape[2], k.shape[1]
     if size < 1 or length < 0:

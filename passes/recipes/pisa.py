@@ -25,9 +25,8 @@ def pisa(q, k, v, site, *, size: int = 64, density: float = 0.15, count: int = 0
     and `density` makes the exact part quadratic as well.
     """
     if order not in (0, 1) or count < 0 or not 0 < density <= 1:
-        raise RecipeError(
-            f"order={order}, count={count}, density={density}: 0 or 1; >= 0; above 0, at most 1"
-        )
+        given = f"order={order}, count={count}, density={density}"
+        raise RecipeError(f"{given}: order is 0 or 1, count not negative, density above 0 and at most 1")
     n = k.shape[2]
     if not count and not isinstance(n, int):
         raise RecipeError(f"the part {density:g} of {n} keys is not a known number of blocks: pass count=")
