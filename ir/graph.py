@@ -68,11 +68,11 @@ class Graph:
     @functools.cached_property
     def _ops(self) -> tuple[Op, ...]:
         roots = [root.op for root in (*self.inputs, *self.outputs, *self.updates.values())]
-        order = _operands_first(roots)
+        order = operands_first(roots)
         keyed = [op for op in order if op.attrs.get("key")]
         drawn = sorted(keyed, key=lambda op: op.attrs["key"])
         if keyed != drawn:  # numbers are drawn in the order in which the model draws them
-            order = _operands_first([*(x.op for x in self.inputs), *drawn, *roots])
+            order = operands_first([*(x.op for x in self.inputs), *drawn, *roots])
         return tuple(order)
 
     def ops(self) -> tuple[Op, ...]:
@@ -172,8 +172,8 @@ class Graph:
         return graph
 
 
-def _operands_first(roots: Iterable[Op]) -> list[Op]:
-    """`roots` and all they are computed from."""
+def operands_first(roots: Iterable[Op]) -> list[Op]:
+    """`roots` and all they are computed from, operands before the ops that read them."""
     order: list[Op] = []
     seen: set[Op] = set()
     for root in roots:

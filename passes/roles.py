@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from ..ir import Dim, Graph, No, Op, Poly, Value
+from ..ir.graph import operands_first
 from .attention.call import OPERANDS, arguments
 
 _PASSING = frozenset({"cast", "reshape", "permute", "expand", "slice", "dropout", "native_dropout"})
@@ -73,16 +74,9 @@ def _target(op: Op) -> str:
 
 def origin(*values: Value) -> str:
     """What values are computed from: "input attention_mask", "self.bias.table", or "positions"."""
-    seen, stack, names = set(values), list(values), set[str]()
-    while stack:
-        op = stack.pop().op
-        if op.name in ("input", "param"):
-            kind = "input " if op.name == "input" else "self."
-            names.add(f"{kind}{op.attrs['name']}")
-        fresh = [x for x in op.operands if x not in seen]
-        seen.update(fresh)
-        stack += fresh
-    return ", ".join(sorted(names)) or "positions"
+    kinds = {"input": "input ", "param": "self."}
+    data = [op for op in operands_first(x.op for x in values) if op.name in kinds]
+    return ", ".join(sorted({f"{kinds[op.name]}{op.attrs['name']}" for op in data})) or "positions"
 
 
 def called(no: No) -> No:

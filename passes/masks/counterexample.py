@@ -11,6 +11,7 @@ import numpy as np
 from ...ir import Graph, IRError, Value, evaluate
 from ...ir.dims import evaluate as evaluate_dim
 from ...ir.dims import symbols
+from ...ir.graph import operands_first
 from .mask import NEGLIGIBLE
 
 SIZE = 8
@@ -35,16 +36,17 @@ def counterexample(mask: Value) -> str:
 
 
 def _differs(mask: Value) -> str:
-    graph = Graph("mask", _inputs(mask), (mask,))
+    inputs = [op.results[0] for op in operands_first([mask.op]) if op.name == "input"]
+    graph = Graph("mask", inputs, (mask,))
     sizes = {name: SIZE for op in graph.ops() for type in op.types for name in symbols(type.shape)}
     largest = max(_count(t.shape, sizes) for op in graph.ops() for t in op.types)
     if largest > LARGEST:
         return ""
     random = np.random.default_rng(0)
-    inputs = [_random(v, sizes, random) for v in graph.inputs]
+    arrays = [_random(v, sizes, random) for v in inputs]
     weights = [op.results[0] for op in graph.ops() if op.name == "param"]
     params = {v.op.attrs["name"]: _random(v, sizes, random) for v in weights}
-    (found,), _ = evaluate(graph, inputs, params, sizes)
+    (found,), _ = evaluate(graph, arrays, params, sizes)
     keep = found if found.dtype == bool else found > NEGLIGIBLE
     keep = keep.reshape((1,) * (4 - keep.ndim) + keep.shape)
     n, m = keep.shape[2:]
@@ -73,19 +75,6 @@ def _added(found: np.ndarray, keep: np.ndarray) -> str:
 
 def _at(n: int, m: int) -> str:
     return f"at n={n}" if n == m else f"at n={n}, m={m}"
-
-
-def _inputs(mask: Value) -> list[Value]:
-    found, seen, stack = [], {mask.op}, [mask.op]
-    while stack:
-        op = stack.pop()
-        if op.name == "input":
-            found.append(op.results[0])
-        for value in op.operands:
-            if value.op not in seen:
-                seen.add(value.op)
-                stack.append(value.op)
-    return found
 
 
 def _count(shape: tuple[Any, ...], sizes: Mapping[str, int]) -> int:
