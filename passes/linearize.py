@@ -20,10 +20,10 @@ from ..ir.attributes import attr_key
 from ..ir.dims import evaluate
 from ..ir.rewrite import current_journal
 from ..ir.types import bool_, product
-from .masks import Mask
+from .masks import Mask, classify_op
 from .pipeline import pass_
 from .recipes import RECIPES, Mixing, Recipe, recipe_named
-from .sites import LINEARIZE, Site, find_sites, site_mask
+from .sites import LINEARIZE, Site, find_sites
 from .tokens import grids as token_grids
 from .tokens import projected
 
@@ -91,7 +91,7 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: 
     if q is None or k is None or v is None:
         return No("an operand is missing", op.results[0])
     new = OPS["attention"](*inputs, **op.attrs).op
-    mask, sink, softcap = site_mask(new), (*new.inputs, None, None)[4], op.attrs["softcap"]
+    mask, sink, softcap = classify_op(new), (*new.inputs, None, None)[4], op.attrs["softcap"]
     does = {"softcap": softcap is not None, "sink": sink is not None, "offset": mask.offset != 0}
     square, which = q.shape[2] == k.shape[2], [name for name in does if does[name]]
     refusal = recipe.refusal(mask.kind, mask.causal, square, mask.reason, which)
@@ -111,7 +111,7 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: 
 
 def compare_costs(op: Op, recipe: Recipe, mask: Mask | None = None) -> tuple[Cost, Cost] | No:
     """The cost of an `attention` op as it is and under a recipe, symbolic in the dims."""
-    mask = mask or site_mask(op)
+    mask = mask or classify_op(op)
     if not mask.parts <= {"causal", "window", "padding"}:
         refusal = recipe.refusal(mask.kind, mask.causal, True, mask.reason)
         return No(refusal or f"the cost of {recipe} at a {mask.kind} mask is not known", op.results[0])
@@ -140,7 +140,7 @@ def possible_gains(graph: Graph, sizes: Mapping[str, int]) -> Iterator[tuple[Sit
     for site in find_sites(graph):
         if site.op.name != "attention":
             continue
-        op, mask = site.op, site_mask(site.op)
+        op, mask = site.op, classify_op(site.op)
         alike = (tuple(x and x.type for x in op.inputs), attr_key(op.attrs), mask.kind)
         if alike not in asked:
             asked[alike] = [

@@ -118,11 +118,6 @@ def find_sites(graph: Graph, steps: Sequence[Step] = ()) -> tuple[Site, ...]:
     return tuple(found)
 
 
-def site_mask(op: Op) -> Mask:
-    """What the mask of an `attention` op is."""
-    return classify_op(op)
-
-
 def _place(op: Op) -> tuple[str, str]:
     return op.source.split(" (")[0], op.source
 
@@ -146,7 +141,7 @@ def _facts(op: Op) -> dict[str, Any]:
     """What an `attention` op says of itself, as fields of a Site."""
     q, k, v = op.args[:3]
     (_, h, n, d), (_, g, m, _) = q.shape, k.shape
-    proof = site_mask(op)
+    proof = classify_op(op)
     return dict(
         mask=proof.kind, q_heads=h, kv_heads=g, head_dim=d, v_dim=v.shape[3], q_len=n, k_len=m,
         scale=op.attrs["scale"], softcap=op.attrs["softcap"],
