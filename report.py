@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -25,12 +25,9 @@ from rich.text import Text
 
 from .ir import Cost, Dim, Graph, IRError, No, Op, cost, diff, print_graph
 from .ir.dims import evaluate
+from .passes import Site, Step
 from .tables import WIDTH, count, error, grid, plain
 from .verdicts import Sites
-
-if TYPE_CHECKING:
-    from .passes.pipeline import Step
-    from .passes.sites import Site
 
 DATA = frozenset({"input", "param", "const"})
 """Ops that stand for data: nothing is computed, so the log does not count them."""
@@ -115,7 +112,7 @@ class PassLog:
     def applied(self, step: Step | None = None) -> Counter[str]:
         """How often each rule fired, in one step or in all."""
         steps = self.steps if step is None else (step,)
-        return Counter(e.rule for s in steps for e in s.events if not isinstance(e.result, No))
+        return sum((s.applied for s in steps), Counter())
 
     def refusals(self, step: Step | None = None) -> Refusals:
         """Every refusal, in one step or in all; the same one at the same place is listed once."""
@@ -213,7 +210,7 @@ class PassLog:
         return {
             "pass": step.name,
             "seconds": step.seconds,
-            "ops": [_size(step.before), _size(step.after)],
+            "ops": [size(step.before), size(step.after)],
             "before": self._cost_dict(cost(step.before)),
             "after": self._cost_dict(cost(step.after)),
             "error": step.error,
@@ -263,7 +260,7 @@ class PassLog:
             table.add_row(
                 s.name,
                 f"{s.seconds * 1e3:.1f}",
-                f"{_size(s.before)} -> {_size(s.after)}",
+                f"{size(s.before)} -> {size(s.after)}",
                 *self._ratios(s.before, s.after),
                 error(s.error),
                 ("UNDONE; " if s.undone else "") + (rules or "-"),
@@ -276,7 +273,7 @@ class PassLog:
             table.add_row(
                 "all",
                 f"{sum(s.seconds for s in self.steps) * 1e3:.1f}",
-                f"{_size(first)} -> {_size(last)}",
+                f"{size(first)} -> {size(last)}",
                 *self._ratios(first, last),
                 error(self.error),
                 totals + (f" at {at}" if at else ""),
@@ -359,7 +356,8 @@ class PassLog:
         return Padding(table, (1, 0, 0, 0))
 
 
-def _size(graph: Graph) -> int:
+def size(graph: Graph) -> int:
+    """How many ops of a graph compute something."""
     return sum(op.name not in DATA for op in graph.ops())
 
 

@@ -11,21 +11,20 @@ import fnmatch
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from .passes import Site
+from .passes.sites import STATUSES
 from .tables import WIDTH, grid, plain
-
-if TYPE_CHECKING:
-    from .passes.sites import Site
 
 INDENT, LABEL = 4, 10
 EMPTY = {"zero": "0", "nan": "NaN", "uniform": "the mean of all values"}
 
 
-class Sites(tuple["Site", ...]):
+class Sites(tuple[Site, ...]):
     """The softmaxes of a model in the order of its graph; prints as a table."""
 
     __slots__ = ()
@@ -63,8 +62,6 @@ class Sites(tuple["Site", ...]):
 
     def summary(self) -> str:
         """`6 softmaxes: 4 attention, 1 kept, 1 not attention`."""
-        from .passes.sites import STATUSES
-
         counts = [(sum(site.status == status for site in self), status) for status in STATUSES]
         shown = ", ".join(f"{n} {status}" for n, status in counts if n)
         return f"{len(self)} softmax{'es' if len(self) > 1 else ''}: {shown}" if self else NOTHING

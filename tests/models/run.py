@@ -26,6 +26,7 @@ import subquad
 from subquad.comparison import leaves
 from subquad.ir import CaptureError
 from subquad.reference import seeded
+from subquad.report import size
 
 from .case import Case, NotBuiltError
 
@@ -35,8 +36,6 @@ error of subquad that is none of its own family, or the end of the process."""
 
 SECONDS = 30.0
 """Seconds of the processor that one capture with its passes may take."""
-
-DATA = frozenset({"input", "param", "const"})
 
 
 @dataclass
@@ -187,7 +186,7 @@ def _attempt(model: Any, example: Any, dynamic_shapes: Any, *calls: Any) -> list
         spent[step.name] += step.seconds
     call = Call(
         "differs",
-        ops=(_size(steps[0].before), _size(fast.graph)),
+        ops=(size(steps[0].before), size(fast.graph)),
         sites=[_site(site) for site in fast.sites],
         seconds={"capture": total - sum(spent.values()), **spent},
         undone=[f"{step.name}: {step.undone}" for step in steps if step.undone],
@@ -248,10 +247,6 @@ def _same(x: Any, y: Any) -> bool:
 
 def _site(site: Any) -> tuple[str, str, str, str, str, str]:
     return (site.path, site.mask, str(site.q_heads), str(site.kv_heads), site.status, site.reason)
-
-
-def _size(graph: Any) -> int:
-    return sum(op.name not in DATA for op in graph.ops())
 
 
 def _told(error: BaseException, at: bool = False) -> str:
