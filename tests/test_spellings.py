@@ -222,7 +222,7 @@ def relative_part(q, k, v, r):
 
 
 SPELLINGS = {
-    # the 23 that Inductor's matcher was measured on
+    # what Inductor's matcher was measured on, but for dropout in training: that is below
     "divided": Spelling(lambda q, k, v: (q @ k.mT / math.sqrt(8)).softmax(-1) @ v),
     "multiplied": Spelling(attend),
     "additive mask, divided": Spelling(
@@ -254,9 +254,6 @@ SPELLINGS = {
     "soft-cap": Spelling(
         lambda q, k, v: (torch.tanh(q @ k.mT * 8**-0.5 / 50.0) * 50.0).softmax(-1) @ v),
     "Hugging Face, eager": Spelling(eager_hf, "b h n d, b g m d, b g m d, b 1 n m", "bias", 2),
-    "dropout in training": Spelling(
-        lambda q, k, v: F.dropout(attend(q, k, torch.eye(7)), 0.5) @ v,
-        kept="dropout"),
     "a sink": Spelling(sunk, "b h n d, b h m d, b h m d, h"),
     "weights too": Spelling(
         lambda q, k, v: ((w := (q @ k.mT / 8**0.5).softmax(-1)) @ v, w),
@@ -266,7 +263,6 @@ SPELLINGS = {
         functools.partial(bthd, mask=lambda s: s.masked_fill(~causal_mask(s.shape[-1]), -torch.inf)),
         "b n h d, b n h d, b n h d", "causal"),
 }  # fmt: skip
-del SPELLINGS["dropout in training"]  # below, where the module trains
 
 MORE = {
     "scaled keys": Spelling(lambda q, k, v: (q @ (k * 8**-0.5).mT).softmax(-1) @ v),
@@ -322,7 +318,7 @@ MORE = {
         .masked_fill(~keep, 0.0) @ v,
         "b h n d, b h m d, b h m d, b 1 n m?", "dense"),
     "biased, and zeroed where masked": Spelling(
-        lambda q, k, v, keep, bias: (q @ k.mT + bias).masked_fill(~keep, -torch.inf).softmax(-1)
+        lambda q, k, v, keep, bias: (q @ k.mT + bias.tanh()).masked_fill(~keep, -torch.inf).softmax(-1)
         .masked_fill(~keep, 0.0) @ v,
         "b h n d, b h m d, b h m d, b 1 n m?, b h n m", "dense"),
     "NaN made zero": Spelling(
@@ -348,9 +344,9 @@ MORE = {
 }  # fmt: skip
 
 
-def optimized(spelling, dynamic=False, seed=0, training=False):
+def optimized(spelling, dynamic=False, seed=0):
     """The model, its inputs, and what it is optimised to."""
-    model, args = Spelled(spelling.function).train(training), spelling.args(seed)
+    model, args = Spelled(spelling.function).eval(), spelling.args(seed)
     shapes = spelling.dynamic() if dynamic else None
     return model, args, subquad.optimize(model, args, dynamic_shapes=shapes, backend="eager", check=False)
 
@@ -375,16 +371,14 @@ def equal(model, fast, args):
         np.testing.assert_allclose(exact, right, rtol=0, atol=1e-10)
 
 
-SLOW = [pytest.param(name, True, marks=pytest.mark.slow) for name in MORE]
+WRITTEN = {**SPELLINGS, **MORE}
 
 
-@pytest.mark.parametrize(
-    "name, dynamic",
-    [*((n, d) for n in SPELLINGS for d in (False, True)), *((n, False) for n in MORE), *SLOW],
-)
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", WRITTEN)
 def test_found(name, dynamic):
     """One attention, its heads un-repeated, its mask proved, and the numbers what they were."""
-    spelling = {**SPELLINGS, **MORE}[name]
+    spelling = WRITTEN[name]
     model, args, fast = optimized(spelling, dynamic)
     equal(model, fast, args)
     assert not [step.undone for step in fast.log.steps if step.undone]
@@ -509,7 +503,7 @@ def test_a_row_without_keys_means_what_it_meant(how, biased):
     low = -1e9 if how == "uniform" else -torch.inf
 
     def masked(q, k, v, keep, bias):
-        s = q @ k.mT + bias if biased else q @ k.mT
+        s = q @ k.mT + bias.tanh() if biased else q @ k.mT
         w = s.masked_fill(~keep, low).softmax(-1)
         w = w.masked_fill(~keep, 0.0) if how == "zero" else w
         return (w.nan_to_num(0.0) if how == "nan to num" else w) @ v

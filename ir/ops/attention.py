@@ -7,7 +7,7 @@ from ..core import Value
 from ..declare import Real, Tensor, composite
 from ..dims import Dim
 from ..errors import IRError
-from ..types import DType, TensorType, bool_, broadcast, i64
+from ..types import DType, TensorType, bool_, broadcast, f16, i64
 from . import elementwise as e
 from . import graph, index, linear, shape
 from . import reduce as r
@@ -100,8 +100,9 @@ def attention(
         raise IRError(f"empty={empty!r}: it is one of {', '.join(EMPTY)}")
     if (offset != 0 and not causal and window is None) or softcap == 0:
         raise IRError("an offset needs causal=True or a window, and softcap is not 0")
-    scores = linear.matmul(grouped(q, k), swap(k))
-    scores = wide(shape.reshape(scores, shape=(b, h, n, m))) * scale
+    narrow = q.dtype is f16 and abs(scale) < 1  # whose products overflow at 65504
+    scores = linear.matmul(grouped(q * scale if narrow else q, k), swap(k))
+    scores = wide(shape.reshape(scores, shape=(b, h, n, m))) * (1.0 if narrow else scale)
     if softcap is not None:
         scores = e.tanh(scores / softcap) * softcap
     keep = band(n, m, causal=causal, offset=offset, window=window)

@@ -16,7 +16,7 @@ from ..masks import AS_GOOD_AS_INFINITE, uniform
 from .axes import Atom, Axes, Axis, Labelled, aligned, arranged, behind, fresh, leaves, stripped
 from .call import called, is_call
 from .normaliser import Normaliser, normaliser
-from .scores import LOW_ENOUGH, Scores, Term, scores
+from .scores import Scores, Term, scores
 from .simplify import simplified
 from .weights import Reached, reached
 
@@ -72,7 +72,7 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
     wanted = met.out.value.dtype
     terms = [_peeled(term, wanted) for term in found.terms]
     v = unwidened(stripped(met.v), wanted)
-    masks = [*found.added, *(keep for keep, _ in found.kept)]
+    masks = [mask for mask, _ in found.masks]
     for each_mask in masks:
         stripped(each_mask)  # so that the atoms which it has apart are known apart
         if _reads(each_mask.value, found.product):
@@ -112,8 +112,9 @@ def _composed(norm: Normaliser, found: Scores, met: Reached, frame: Axes) -> Att
     value = attention_op(q4, k4, v4, mask, sink, **attrs)
     value = simplified(value.op) or value
     result = arranged(Labelled(value, (*map(tuple, places[:3]), met.width)), met.out.axes)
-    kept = met.kept if norm.kept is None else norm.kept
-    return Attention(value, as_dtype(result, wanted), met.out.value, kept)
+    return Attention(
+        value, as_dtype(result, wanted), met.out.value, met.kept if norm.kept is None else norm.kept
+    )
 
 
 def _peeled(term: Term, dtype: DType) -> Term:
@@ -195,6 +196,27 @@ def _reads(x: Value, product: Value, limit: int = 64) -> bool:
     return False
 
 
+def _infinite(x: Value, limit: int = 64) -> bool:
+    """Whether x is an input, or -inf is written into it, a few elementwise ops or views before."""
+    queue, seen = [x], {x}
+    for value in queue:
+        if value.op.name in ("input", "opaque") or uniform(value) in (float("-inf"), float("inf")):
+            return True
+        ahead = value.op.operands if value.op.name in _WRITES else ()
+        more = [operand for operand in dict.fromkeys(ahead) if operand not in seen]
+        seen.update(more)
+        queue += more
+        if len(seen) > limit:
+            return True
+    return False
+
+
+_WRITES = frozenset({
+    "add", "sub", "mul", "div", "neg", "log", "maximum", "minimum", "clamp", "where", "cast", "expand",
+    "reshape", "permute", "slice", "flip", "tril", "triu", "cat", "pad", "index", "index_put", "detach",
+})  # fmt: skip
+
+
 def _joined(found: Scores, met: Reached, places: Sequence[Sequence[Atom]]) -> tuple[Value | None, str] | No:
     """The masks as one operand, and what a row without keys means."""
 
@@ -204,34 +226,33 @@ def _joined(found: Scores, met: Reached, places: Sequence[Sequence[Atom]]) -> tu
         lead = value.rank - own.rank
         return own if lead >= 0 and (1,) * lead + own.shape == value.shape else value
 
-    lows = {low for _, low in found.kept}
-    if lows and not max(lows) <= LOW_ENOUGH:
-        return No(f"masked scores are {max(lows):g}, which still leaves them some weight", found.product)
-    empty = "nan"
+    empty, infinite = "nan", float("-inf")
+    lows = {low for _, low in found.masks}
+    alike = len(lows) == 1 and not lows & {None, infinite}
+    if alike:
+        empty = "uniform"  # every score of a row without keys is the same number
     keep: Value | None = None
-    added = [placed(x) for x in found.added]
-    if len(lows) == 1 and not added and lows != {float("-inf")}:
-        empty, lows = "uniform", {float("-inf")}  # every score of such a row is the same number
-        kept = [(condition, float("-inf")) for condition, _ in found.kept]
-    else:
-        kept = found.kept
-    for condition, low in kept:
-        here = placed(condition)
-        if low == float("-inf"):
+    mask: Value | None = None
+    for x, low in found.masks:
+        here = placed(x)
+        if low is None:
+            mask = here if mask is None else mask + here
+        elif low == infinite or alike:
             keep = here if keep is None else logical_and(keep, here)
-        elif low <= AS_GOOD_AS_INFINITE:
-            added.append(where(here, 0.0, low))
+        elif low <= AS_GOOD_AS_INFINITE:  # in place of what was added, or masked, before
+            if keep is not None:
+                mask, keep = where(keep, 0.0 if mask is None else mask, infinite), None
+            mask = where(here, 0.0 if mask is None else mask, low)
         else:
             return No(f"masked scores are {low:g}, which a row of only masked keys would show", here)
     if met.zeroed is not None:
         if keep is None or keep is not placed(met.zeroed):
             return No("its weights are masked after the softmax, and not as before it", met.zeroed.value)
+        if mask is not None and _infinite(mask):
+            return No("its weights are masked after the softmax, and not where -inf is added", mask)
         empty = "zero"
     if met.cleaned and empty == "nan":
         empty = "zero"
-    mask: Value | None = None
-    for more in added:
-        mask = more if mask is None else mask + more
     if mask is not None and keep is not None:
         mask = where(keep, mask, float("-inf"))
     mask = keep if mask is None else mask

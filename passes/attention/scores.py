@@ -9,12 +9,18 @@ from ...ir import No, Value
 from ...ir.core import build
 from ...ir.ops.activation import as_dtype
 from ...ir.ops.elementwise import logical_not, mul, neg, where
-from ...ir.types import f32
-from ..masks import uniform
+from ...ir.types import DType, f16, f32
+from ..masks import overflows, uniform
 from .axes import Atom, Axis, Labelled, aligned, behind, fresh, leaves
 
-LOW_ENOUGH = -1e4
-"""A score replaced by this, or by less, leaves no weight beside a key that is kept."""
+LOW_ENOUGH = -1e6
+"""A score replaced by this, or by less, leaves no weight beside a key that is kept.
+
+Logits of 5e4 have been met in training (arXiv:2302.05442), so -1e4 may well be the largest of a row.
+"""
+
+LEAST_F16 = -65504.0
+"""In float16 this will do: no finite score is less."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ class Scores:
     """softmax's operand taken apart: cap(sum of terms * factors), then kept and added.
 
     product: that of the first term; rows: the atoms of its axis of queries. factors: tensors that do
-    not vary over the keys, with whether they multiply. softcap: c of c * tanh(x / c). added: additive
-    masks. kept: (condition, what a score becomes where it does not hold).
+    not vary over the keys, with whether they multiply. softcap: c of c * tanh(x / c). masks: in the
+    order in which they are applied, an additive mask and None, or a condition and what a score becomes
+    where it does not hold.
     """
 
     product: Value
@@ -41,13 +48,12 @@ class Scores:
     terms: list[Term]
     softcap: float | None = None
     factors: list[tuple[Labelled, bool]] = field(default_factory=list)
-    added: list[Labelled] = field(default_factory=list)
-    kept: list[tuple[Labelled, float]] = field(default_factory=list)
+    masks: list[tuple[Labelled, float | None]] = field(default_factory=list)
 
     @property
-    def masked(self) -> bool:
-        """Whether a mask was met."""
-        return bool(self.added or self.kept)
+    def chosen(self) -> bool:
+        """Whether a mask was met that replaces scores."""
+        return any(low is not None for _, low in self.masks)
 
 
 def scores(x: Labelled, key: Atom) -> Scores | No:
@@ -93,7 +99,7 @@ def _cast(x: Labelled, key: Atom) -> Scores | No:
     source = x.value.op.args[0]
     found = scores(Labelled(source, x.axes), key)
     if isinstance(found, No) or (x.value.dtype.is_float and source.dtype.is_float):
-        if isinstance(found, Scores) and found.masked and x.value.dtype.bits < min(32, source.dtype.bits):
+        if isinstance(found, Scores) and found.masks and x.value.dtype.bits < min(32, source.dtype.bits):
             return No(f"masked scores are narrowed to {x.value.dtype}, which may make them -inf", x.value)
         return found
     return No(f"the scores become {x.value.dtype}", x.value)
@@ -113,22 +119,31 @@ def _scaled(x: Labelled, key: Atom) -> Scores | No:
         factor = aligned(other, x.axes)
         if set(leaves([key])) & set(factor.atoms):
             return No("the scores are multiplied by a tensor that varies over the keys", x.value)
-        if found.masked or found.softcap is not None:
-            what = "masked" if found.masked else "capped"
+        if found.masks or found.softcap is not None:
+            what = "masked" if found.masks else "capped"
             return No(f"the scores are {what} before they are scaled by a tensor", x.value)
         found.factors.append((factor, not divides))
         return found
     if not math.isfinite(number) or number == 0:
         return No(f"the scores are scaled by {number}", x.value)
     by = 1 / number if divides else float(number)
-    if found.kept and by <= 0:
+    if found.chosen and by <= 0:
         return No(f"masked scores are -inf before a scale of {by:g}", x.value)
     found.terms = [replace(term, scale=term.scale * by) for term in found.terms]
     if found.softcap is not None:
         found.softcap *= by
     wide = max(f32, this.dtype, key=lambda dtype: dtype.bits)  # a narrow mask was widened, then scaled
-    found.added = [Labelled(_times(as_dtype(mask.value, wide), by), mask.axes) for mask in found.added]
-    found.kept = [(keep, low * by) for keep, low in found.kept]
+    masks: list[tuple[Labelled, float | None]] = []
+    for mask, low in found.masks:
+        if low is None:
+            masks.append((Labelled(_times(as_dtype(mask.value, wide), by), mask.axes), None))
+        elif math.isfinite(low) and overflows(low * by, x.value.dtype):
+            return No(f"masked scores of {low:g} become -inf by a scale of {by:g}", x.value)
+        elif abs(by) < 1 and low * by > LOW_ENOUGH:
+            return No(f"masked scores are {low * by:g}, which still leaves them some weight", x.value)
+        else:
+            masks.append((mask, low * by))
+    found.masks = masks
     return found
 
 
@@ -157,7 +172,7 @@ def _added(x: Labelled, key: Atom) -> Scores | No:
     if other.dtype.kind == "b":
         return No("a bool is added to the scores", other)
     if not _joined(found, other, x, key):
-        found.added.append(aligned(other, x.axes))
+        found.masks.append((aligned(other, x.axes), None))
     return found
 
 
@@ -166,11 +181,11 @@ def _joined(found: Scores, other: Value, x: Labelled, key: Atom) -> bool:
     if other.shape != x.value.shape or _distance(other) > _NEAR:
         return False
     more = scores(aligned(other, x.axes), key)
-    if isinstance(more, No) or more.masked or more.factors or more.softcap is not None:
+    if isinstance(more, No) or more.masks or more.factors or more.softcap is not None:
         return False
     rows = set(leaves(found.rows))
     alike = all(rows <= set(term.q.atoms) and not rows & set(term.k.atoms) for term in more.terms)
-    if not alike or found.kept or found.factors or found.softcap is not None:
+    if not alike or found.chosen or found.factors or found.softcap is not None:
         return False
     found.terms += more.terms
     return True
@@ -184,13 +199,16 @@ def _less(x: Labelled, key: Atom) -> Scores | No:
         return found
     off = aligned(other, x.axes)
     if not is_maximum(off, Labelled(this, aligned(this, x.axes).axes), key):
-        found.added.append(Labelled(_times(other, -1.0) if other.dtype.is_float else neg(other), off.axes))
+        less = _times(other, -1.0) if other.dtype.is_float else neg(other)
+        found.masks.append((Labelled(less, off.axes), None))
     return found
 
 
 def is_maximum(off: Labelled, of: Labelled, key: Atom) -> bool:
     """Whether `off` is the largest element of each row of `of` along `key`."""
     value = off.value
+    if set(leaves([key])) & set(off.atoms):  # it lies along the keys, where each has another row's
+        return False
     while value.op.name in ("detach", "reshape", "cast"):
         value = value.op.args[0]
     if value.op.name != "amax" or value.op.args[0] is not of.value:
@@ -208,17 +226,24 @@ def _chosen(x: Labelled, key: Atom) -> Scores | No:
     found = scores(aligned(kept, x.axes), key)
     if isinstance(found, No):
         return found
-    if not low <= LOW_ENOUGH:
+    if overflows(low, x.value.dtype):
+        return No(f"masked scores are {low:g}, which {x.value.dtype} rounds to -inf", x.value)
+    if not low_enough(low, x.value.dtype):
         return No(f"masked scores are {low:g}, which still leaves them some weight", x.value)
-    found.kept.append((aligned(condition, x.axes), float(low)))
+    found.masks.append((aligned(condition, x.axes), float(low)))
     return found
+
+
+def low_enough(low: float, dtype: DType) -> bool:
+    """Whether a score of `low` in place of another leaves no weight beside a key that is kept."""
+    return low <= LOW_ENOUGH or (dtype is f16 and low <= LEAST_F16)
 
 
 def _capped(x: Labelled, key: Atom) -> Scores | No:
     found = scores(Labelled(x.value.op.args[0], x.axes), key)
     if isinstance(found, No):
         return found
-    if found.masked or found.softcap is not None:
+    if found.masks or found.softcap is not None:
         return No("the scores are masked before they are capped by tanh", x.value)
     found.softcap = 1.0
     return found

@@ -7,11 +7,11 @@ mask -> element.py: one element as a formula over its indices (terms.py, arithme
 
 from .affine import affine
 from .counterexample import counterexample
-from .mask import AS_GOOD_AS_INFINITE, NEGLIGIBLE, PARTS, Mask, over_keys, uniform
+from .mask import AS_GOOD_AS_INFINITE, NEGLIGIBLE, PARTS, Mask, over_keys, overflows, uniform
 from .naming import classify, classify_op
 from .simplify import simplify
 
 __all__ = [
     "AS_GOOD_AS_INFINITE", "NEGLIGIBLE", "PARTS", "Mask", "affine", "classify", "classify_op",
-    "counterexample", "over_keys", "simplify", "uniform",
+    "counterexample", "over_keys", "overflows", "simplify", "uniform",
 ]  # fmt: skip

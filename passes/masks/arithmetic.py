@@ -13,6 +13,7 @@ from ...ir.dims import at_least
 from ...ir.interpret import meaning
 from ...ir.types import i64
 from .conditions import TRUE, choice, compared, every, negated, some
+from .mask import overflows
 from .terms import (
     CONDITIONS,
     ONE,
@@ -30,6 +31,7 @@ from .terms import (
     Term,
     apply,
     bounds,
+    items,
     one,
     plus,
     product,
@@ -160,8 +162,11 @@ def _as(x: float, dtype: DType) -> float:
 
 def converted(x: Term, source: DType, target: DType) -> Term:
     """x as another dtype."""
-    if source is target or (is_whole(source) and is_whole(target)):
+    if source is target:
         return x
+    if is_whole(source) and is_whole(target):
+        fits = source.bits <= target.bits or (isinstance(x, Sum) and _fits(x, target))
+        return x if fits else _cast(x, source, target)
     if source.kind == "b":
         return choice(x, number(1, target), number(0, target))  # type: ignore[arg-type]
     value, exact = value_of(x), whole_of(x)
@@ -170,23 +175,29 @@ def converted(x: Term, source: DType, target: DType) -> Term:
             return negated(compared(exact, True))
         cases = two_valued(x)
         return choice(cases[0], *map(Known, map(bool, cases[1:]))) if cases else _cast(x, source, target)
-    if value is not None and math.isfinite(value):
+    if value is not None and math.isfinite(value) and not overflows(value, target):
         return number(value, target) if target.is_float or is_whole(target) else _cast(x, source, target)
     if target.is_float:
         cases = two_valued(x)
-        if cases is not None:
+        if cases is not None and not any(overflows(float(c), target) for c in cases[1:]):
             return choice(cases[0], Number(float(cases[1])), Number(float(cases[2])))
-        return Number(value) if value is not None else _cast(x, source, target)
+        return Number(value) if value is not None and not math.isfinite(value) else _cast(x, source, target)
     if is_whole(target):
         if exact is not None:
             return exact
-        if source.kind in "ui" and isinstance(x, (Item, Apply)):
+        if source.kind in "ui" and source.bits < target.bits and isinstance(x, (Item, Apply)):
             return one(x)
     return _cast(x, source, target)
 
 
 def _cast(x: Term, source: DType, target: DType) -> Term:
     return sorted_(apply("cast", (x,), (source,), dtype=target), target)
+
+
+def _fits(x: Sum, dtype: DType) -> bool:
+    """Whether `dtype` holds x exactly: positions it does, ids of a tensor only where they are narrower."""
+    bits = {"f32": 24, "f64": 53}.get(dtype.name, dtype.bits)
+    return all(item.value.dtype.bits < bits or item.value.dtype is dtype for item in items(x))
 
 
 def whole_of(x: Term) -> Sum | None:
@@ -202,9 +213,9 @@ def whole_of(x: Term) -> Sum | None:
     if not isinstance(x, Apply):
         return None
     if x.name == "cast":
-        name = x.attrs["dtype"].name
+        target = x.attrs["dtype"]
         inner = whole_of(x.args[0]) if not isinstance(x.args[0], CONDITIONS) else None
-        return inner if name in EXACT else None
+        return inner if inner is not None and target.name in EXACT and _fits(inner, target) else None
     if any(d.name not in EXACT and not is_whole(d) for d in x.dtypes):
         return None
     parts = [whole_of(a) for a in x.args if not isinstance(a, CONDITIONS)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...ir import Value
 from ...ir.types import f32
-from .arithmetic import converted, two_valued, value_of
+from .arithmetic import converted, is_whole, two_valued, value_of
 from .conditions import TRUE, compared, every, negated
 from .element import At, Reader, aligned
 from .mask import NEGLIGIBLE
@@ -126,8 +126,8 @@ def _counted(part: Condition) -> tuple[At, At, Value] | None:
     if not (isinstance(a, Item) and isinstance(b, Item) and a.value is b.value and a.at[:-1] == b.at[:-1]):
         return None
     op = a.value.op
-    if op.name != "cumsum" or op.attrs["dim"] != a.value.rank - 1:
-        return None
+    if op.name != "cumsum" or op.attrs["dim"] != a.value.rank - 1 or not is_whole(a.value.dtype):
+        return None  # a narrow sum begins anew
     (jumps,) = op.args  # whether each token starts a segment
     token = one(Axis(5, jumps.shape[-1] - 1))
     jump = two_valued(Reader().read(jumps, (*a.at[:-1], plus(token, ONE))))  # of all but the first

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...ir import Dim, Value
 from ...ir.ops.shape import expand, reshape
+from ...ir.types import DType, bf16, f16, f32
 
 PARTS = (
     "causal", "window", "chunked", "prefix", "packed", "padding", "alibi", "relative", "bias",
@@ -87,6 +88,15 @@ def uniform(x: Value | None) -> float | None:
         return float(inner) if x.dtype.is_float else int(inner) if x.dtype.kind in "ui" else inner
     number = x.number if x.op.name == "const" else x.op.attrs.get("fill_value")
     return number if isinstance(number, (bool, int, float)) else None
+
+
+def overflows(number: float, dtype: DType) -> bool:
+    """Whether a finite number becomes infinite when it is rounded to a float `dtype`."""
+    return math.isfinite(number) and abs(number) >= _TOO_LARGE.get(dtype, math.inf)
+
+
+_TOO_LARGE = {f16: 65520.0, bf16: (2 - 2**-8) * 2.0**127, f32: (2 - 2**-24) * 2.0**127}
+"""Half a step beyond the largest number of a dtype."""
 
 
 def over_keys(padding: Value, b: Dim, m: Dim) -> Value:

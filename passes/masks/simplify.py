@@ -11,7 +11,7 @@ from .arithmetic import two_valued
 from .build import constant, four, held
 from .conditions import FALSE, TRUE, every, negated
 from .factors import element_of, packed_positions, parts
-from .mask import AS_GOOD_AS_INFINITE, Mask, uniform
+from .mask import AS_GOOD_AS_INFINITE, Mask, overflows, uniform
 from .naming import Band, UnprovedError, limits
 from .terms import Apply, Condition, TooLargeError
 
@@ -72,7 +72,8 @@ def _masked(mask: Value) -> tuple[Condition, float, Value | None] | None:
     if cases is not None:
         c, a, b = cases
         c, a, b = (negated(c), b, a) if b == 0 else (c, a, b)
-        return (c, b, None) if a == 0 and b <= AS_GOOD_AS_INFINITE else None
+        exact = a == 0 and b <= AS_GOOD_AS_INFINITE and not overflows(b, mask.dtype)
+        return (c, b, None) if exact else None
     if mask.op.name != "where":
         return None
     condition, a, b = mask.op.args

@@ -1,0 +1,127 @@
+"""Attention that was once rewritten into something else: rows without keys, narrow dtypes, odd maxima."""
+
+import pytest
+import torch
+from test_spellings import Spelled, Spelling, attentions, causal_mask, equal
+from torch.nn import functional as F
+
+import subquad
+
+LEAST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("first", [-torch.inf, LEAST, -1e30])
+@pytest.mark.parametrize("then", [-torch.inf, LEAST, -1e30])
+@pytest.mark.parametrize("how", ["add, fill", "fill, add", "fill, fill"])
+def test_masks_apply_in_their_order(first, then, how):
+    """A score that is replaced has lost what was added or masked before: it shows in a row without keys."""
+
+    def masked(q, k, v, keep):
+        s, causal = q @ k.mT, causal_mask(7)
+        for low, kept, way in zip((first, then), (keep, causal), how.split(", "), strict=True):
+            s = s.masked_fill(~kept, low) if way == "fill" else s + torch.where(kept, 0.0, low)
+        return s.softmax(-1) @ v
+
+    keep = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    keep[0, ..., :3] = False
+    model, args = Spelled(masked), (*Spelling(None).args(), keep)
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    assert attentions(fast.graph)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*args), model(*args), equal_nan=True)
+
+
+@pytest.mark.parametrize("off", [lambda s: s.amax(-1), lambda s: s.amax(-1)[:, :, None]])
+def test_a_maximum_along_the_keys_is_no_maximum_of_a_row(off):
+    """Without keepdim it lines up with the keys: each key loses the maximum of another row."""
+    shape = "b h n d" if off(torch.ones(2, 2, 2, 2)).dim() == 4 else "n d"
+    model = Spelled(lambda q, k, v: ((s := q @ k.mT) - off(s)).softmax(-1) @ v)
+    args = Spelling(None, ", ".join([shape] * 3)).args()
+    equal(model, subquad.optimize(model, args, backend="eager", check=False), args)
+
+
+def test_a_score_of_minus_ten_thousand_is_a_score():
+    """Where all that a query sees is further below, the masked keys win."""
+    model = Spelled(lambda q, k, v: (q @ k.mT).masked_fill(~causal_mask(7), -1e4).softmax(-1) @ v)
+    args = Spelling(None).args()
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    assert not attentions(fast.graph)
+    equal(model, fast, (100 * args[0], 100 * args[1], args[2]))
+
+
+def test_weights_cleared_beside_infinities_that_are_added():
+    """What the clearing does not clear is NaN in a row that both mask: no attention says so."""
+
+    def masked(q, k, v, keep, more):
+        return (q @ k.mT + more).masked_fill(~keep, -torch.inf).softmax(-1).masked_fill(~keep, 0.0) @ v
+
+    keep, more = torch.ones(2, 1, 1, 7, dtype=torch.bool), torch.zeros(2, 1, 7, 7)
+    more[1, 0, 2] = -torch.inf
+    model, args = Spelled(masked), (*Spelling(None).args(), keep, more)
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*args), model(*args), equal_nan=True)
+
+
+@pytest.mark.parametrize("call", [False, True])
+def test_a_number_that_float16_rounds_to_infinity(call):
+    """-1e30 in float16 is -inf, and a row of it is NaN, or 0 for the call; not the mean."""
+
+    def masked(q, k, v, keep):
+        mask = torch.where(keep, 0.0, -1e30).to(q.dtype)
+        if call:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return (q @ k.mT + mask).softmax(-1) @ v
+
+    keep = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    keep[0] = False
+    model, args = Spelled(masked), (*(x.half() for x in Spelling(None).args()), keep)
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*args), model(*args), equal_nan=True, atol=1e-2, rtol=0)
+
+
+def test_scores_scaled_beyond_float32():
+    """The least number times 3 is -inf."""
+    model = Spelled(lambda q, k, v, keep: ((q @ k.mT).masked_fill(~keep, LEAST) * 3).softmax(-1) @ v)
+    args = (*Spelling(None).args(), torch.zeros(2, 1, 1, 7, dtype=torch.bool))
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    assert fast(*args).isnan().all()
+
+
+def test_float16_products_do_not_overflow():
+    """Queries scaled beforehand: the scores are 10182, the products without the scale 115200."""
+    model = Spelled(
+        lambda q, k, v, keep: (q * 128**-0.5 @ k.mT).masked_fill(~keep, -torch.inf).softmax(-1) @ v
+    )
+    x = torch.full((1, 2, 5, 128), 30.0, dtype=torch.float16)
+    keep = torch.tensor([True, True, False, True, True])
+    args = (x, x, torch.randn(1, 2, 5, 8).half(), keep)
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    assert attentions(fast.graph)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*args), model(*args), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("ids", ["float", "int", "int8 sum"])
+def test_ids_that_are_rounded_or_wrapped(ids):
+    """Distinct ids that become equal in a narrower dtype are one sequence."""
+
+    def masked(q, k, v, x):
+        if ids == "int8 sum":
+            starts = F.pad(x[:, 1:] - x[:, :-1] != 1, (1, 0))
+            i = starts.cumsum(-1, dtype=torch.int8)
+        else:
+            i = getattr(x, ids)()
+        keep = i[:, None, :, None] == i[:, None, None, :]
+        keep = keep & (x[:, None, None, :] <= x[:, None, :, None])
+        return (q @ k.mT + (1.0 - keep.float()) * -1e30).softmax(-1) @ v
+
+    n = 600 if ids == "int8 sum" else 6
+    start = {"float": torch.arange(n) + 2**25, "int": torch.arange(n) // 2 + torch.arange(n) % 2 * 2**32}
+    x = start.get(ids, torch.arange(n) % 2)[None]
+    model = Spelled(masked)
+    args = (*(torch.randn(1, 1, n, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)), x)
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*args), model(*args))
