@@ -52,8 +52,9 @@ def softmax_attention(q, k, v, *_, scale=SCALE):
 @pytest.mark.parametrize(
     "spec",
     [
-        "linformer(size=24)", "linformer(size=99)", "kinetics(size=4,pages=6)", "kinetics(size=32,pages=1)",
-        "pisa(size=4,density=1.0)", "pisa(size=5,count=5,order=0)", "nystrom(landmarks=99,iterations=25)",
+        "linformer(size=24)", "linformer(size=99)", "kinetics(size=4,pages=6)",
+        "kinetics(size=32,pages=1,skip=2)", "pisa(size=4,density=1.0)", "pisa(size=5,count=5,order=0)",
+        "nystrom(landmarks=99,iterations=25)",
     ],
 )  # fmt: skip
 def test_with_room_for_all_tokens_they_are_the_softmax(spec):
@@ -144,7 +145,7 @@ TOKENS = {**GRID, "tokens": 32}
         ("pisa", {"n": symbol("n")}, "count="),
         ("pisa(density=1.5)", {}, "at most 1"),
         ("pisa(order=2)", {}, "order is 0 or 1"),
-        ("kinetics(skip=2)", {}, "the first skip=2 attentions stay exact, and this is number 2"),
+        ("kinetics(skip=2)", {"count": 3}, "the first skip=2 attentions stay exact, and this is number 2"),
         ("kinetics(rest=first)", {}, "'zeroth'"),
         ("hsm_ssd(states=0)", TOKENS, "at least one"),
         ("zeroi2v", GRID, "frames, height, width"),
