@@ -28,12 +28,12 @@ from ..ir.types import DTYPES
 from .export import export_lock, first_line, quiet
 from .fx import import_nodes, tensor_type
 from .gradients import check_writes, refuse_foreign, settle
+from .module import Executable
 from .results import Plan, Result, Results, hint
 from .signature import overlap
 from .source import plain_path
+from .state import Read, unwritten
 from .symbols import Names
-
-Executable = Callable[..., tuple[list[torch.Tensor], dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Traced:
     fakes: tuple[Any, ...] = field(default=(), repr=False)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
-    def arguments(self, args: tuple[Any, ...]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    def arguments(self, args: tuple[Any, ...]) -> Read:
         """The graph's inputs, and its tensors by param name, out of Dynamo's arguments."""
         inputs = [
             args[place] if isinstance(place, int)
@@ -69,7 +69,7 @@ class Traced:
         places = self.params.items()
         return inputs, {name: args[p] if isinstance(p, int) else p for name, p in places}
 
-    def stand_ins(self) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    def stand_ins(self) -> Read:
         """As `arguments`, of the fake tensors Dynamo made the graph with."""
         mode = next(x.fake_mode for x in self.fakes if isinstance(x, FakeTensor))
         with mode:
@@ -94,10 +94,8 @@ class Traced:
             if written and _share_memory(tensors, written):
                 warn("tensors that are written share memory with others in this call")
                 return list(original(*args))
-            if written and torch.is_grad_enabled() and any(x.requires_grad for x in tensors.values()):
-                # the backward pass may read what is written below
-                inputs = [x.clone() if name in written else x for name, x in zip(names, inputs)]
-                weights = {name: x.clone() if name in written else x for name, x in weights.items()}
+            if written:
+                inputs, weights = unwritten(names, inputs, weights, written)
             env = {name: args[place] for name, place in self.sizes.items()}
             if self.autocast:  # its casts are in the graph already
                 with torch._C._DisableAutocast():

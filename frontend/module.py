@@ -16,7 +16,7 @@ from ..ir import CaptureError, Graph
 from .capture import Captured
 from .refusals import check_model
 from .signature import Signature
-from .state import add_parameters, copy_state, places
+from .state import add_parameters, copy_state, places, unwritten
 
 Executable = Callable[
     [Sequence[torch.Tensor], Mapping[str, torch.Tensor]],
@@ -109,25 +109,13 @@ class OptimizedModule(nn.Module):
                 signature.verify_aliases(inputs)
             if self._frozen:
                 self._verify_frozen()
-        read = self._read(inputs, tensors) if self.graph.updates else (inputs, tensors)
+        read = (inputs, tensors)
+        if written := self.graph.updates.keys():
+            read = unwritten((spec.name for spec in signature.inputs), inputs, tensors, written)
         outputs, updates = self._executable(*read)
         if updates:
             outputs = self._write(inputs, tensors, outputs, updates)
         return signature.unflatten(outputs, env)
-
-    def _read(
-        self, inputs: list[torch.Tensor], tensors: dict[str, torch.Tensor]
-    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """What the graph reads: copies of what is written later, where a backward pass may need it."""
-        everything = (*inputs, *tensors.values())
-        if not (torch.is_grad_enabled() and any(x.requires_grad for x in everything)):
-            return inputs, tensors
-        written = self.graph.updates.keys()
-        named = zip((spec.name for spec in self._signature.inputs), inputs)
-        return (
-            [x.clone() if name in written else x for name, x in named],
-            {name: x.clone() if name in written else x for name, x in tensors.items()},
-        )
 
     def _write(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,33 @@ from torch.export import ExportedProgram
 
 CONSTANTS = "_constants"
 
+Read = tuple[list[torch.Tensor], dict[str, torch.Tensor]]
+"""What a graph reads in one call: its inputs in order, and tensors by param name."""
+
 
 class Scope(nn.Module):
     """A place in the tree: holds weights under the name that a submodule of the model had."""
 
     def _get_name(self) -> str:
         return "weights"
+
+
+def unwritten(
+    names: Iterable[str],
+    inputs: list[torch.Tensor],
+    tensors: dict[str, torch.Tensor],
+    written: Collection[str],
+) -> Read:
+    """What a graph whose inputs are called `names` reads, so that `written` may be written afterwards.
+
+    Copies of those tensors where a backward pass may need them as they were; else just these.
+    """
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *tensors.values()))):
+        return inputs, tensors
+    return (
+        [x.clone() if name in written else x for name, x in zip(names, inputs)],
+        {name: x.clone() if name in written else x for name, x in tensors.items()},
+    )
 
 
 def copy_state(model: nn.Module | ExportedProgram, target: nn.Module, share: bool = False) -> None:
