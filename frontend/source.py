@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import linecache
 import os
 import re
 import traceback
@@ -103,8 +104,6 @@ def user_frame(frame: FrameType | None) -> str:
 
 def raised_at(error: BaseException) -> str:
     """The user's line that an exception went through last: `file.py:12: code`, or ""."""
-    import linecache
-
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = frame.f_code.co_filename
