@@ -33,9 +33,13 @@ from .learned import initial
 from .passes import Pipeline, canonicalize, find_sites
 from .passes.options import suggest
 from .report import PassLog
+from .verdicts import Sites
 from .verify import Verifier
 
 log = logging.getLogger("subquad.dynamo")
+
+OPTIONS = {"attention": "exact", "grid": None, "backend": "auto", "pipeline": None, "check": False}
+"""What `options=` takes, and what stands where nothing is given."""
 
 MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """What `mode=` takes beside "default": each runs the graphs by Inductor, in that mode."""
@@ -45,15 +49,19 @@ MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 class CompiledGraph:
     """One graph that `torch.compile(backend="subquad")` met.
 
-    id: Dynamo's name of it, "0/1" for the second graph compiled of frame 0. log, sites, graph: as on
-    what `subquad.optimize` returns. refused: why the graph runs as it was instead; "" where it does not.
+    id: Dynamo's name of it, "0/1" for the second graph compiled of frame 0. log, graph: as on what
+    `subquad.optimize` returns. refused: why the graph runs as it was instead; "" where it does not.
     """
 
     id: str
     log: PassLog | None = None
-    sites: tuple[Any, ...] = ()
     graph: Graph | None = None
     refused: str = ""
+
+    @property
+    def sites(self) -> Sites:
+        """Every softmax of the graph, as on what `subquad.optimize` returns."""
+        return Sites() if self.log is None else self.log.sites
 
     def __str__(self) -> str:
         return f"graph {self.id}" + (f" runs as it was: {self.refused}" if self.refused else f"\n{self.log}")
@@ -121,7 +129,6 @@ def _compiled(
     record.log = PassLog(
         steps, gains(graph, traced.hints, call), sizes=traced.hints, sites=find_sites(graph, steps)
     )
-    record.sites = record.log.sites
     traced = replace(traced, params={**traced.params, **_drawn(graph, traced, example_inputs)})
     if isinstance(backend, Inductor):
         with torch._C._DisableAutocast():  # its casts are in the graph already
@@ -156,22 +163,13 @@ def _drawn(graph: Graph, traced: Traced, example_inputs: Sequence[Any]) -> dict[
 
 def _verifier(traced: Traced, example_inputs: Sequence[Any]) -> Verifier:
     if any(isinstance(x, FakeTensor) for x in example_inputs):
-        raise CaptureError("check=True runs the graph on real tensors, and Dynamo gave none")
+        raise CaptureError("check=True runs the graph on real tensors, and Dynamo gave none: leave it out")
     return Verifier(*traced.arguments(_numbers(example_inputs)), traced.modules)
 
 
 def _numbers(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
     """The arguments with plain integers for symbolic ones."""
     return tuple(x.node.hint if isinstance(x, SymInt) else x for x in example_inputs)
-
-
-OPTIONS: dict[str, Any] = {
-    "attention": "exact",
-    "grid": None,
-    "backend": "auto",
-    "pipeline": None,
-    "check": False,
-}
 
 
 def chosen(options: Mapping[str, Any] | None, mode: str | None) -> dict[str, Any]:
@@ -186,7 +184,10 @@ def chosen(options: Mapping[str, Any] | None, mode: str | None) -> dict[str, Any
     given["pipeline"] = pipeline_of(given["pipeline"], "exact")
     if mode in MODES:
         if given["backend"] not in ("auto", "inductor"):
-            raise SubquadError(f"mode={mode!r} is one of Inductor's, and the backend is {given['backend']!r}")
+            raise SubquadError(
+                f"mode={mode!r} is one of Inductor's, and the backend is {given['backend']!r}; leave "
+                "one of the two out"
+            )
         backend_named("inductor")  # raises where it cannot run
         given["backend"] = Inductor(mode)
     else:
