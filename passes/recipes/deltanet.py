@@ -51,10 +51,11 @@ def delta_rule(
     paper="arXiv:2406.06484", kind="needs training", masks=CAUSAL, needs={"tokens"}, learns=WRITES,
 )  # fmt: skip
 def deltanet(q, k, v, site, *, conv: int = 4, act: bool = True):
-    """DeltaNet: S_t = S_(t-1) + b_t k_t (v_t - S_(t-1)^T k_t)^T, o_t = scale S_t^T q_t, |q| = |k| = 1.
+    """DeltaNet: S_t = S_(t-1) + b_t k_t (v_t - S_(t-1)^T k_t)^T, o_t = scale S_t^T q_t.
 
     b = sigmoid(W x + bias), one for each token and query head. q, k and v pass a causal depthwise
-    convolution of `conv` tokens and silu if `act`; each head is normalised by its root mean square.
+    convolution of `conv` tokens and silu if `act`, and q and k are then scaled to length 1; each head of
+    the result is normalised by its root mean square.
     """
     return as_dtype(delta_rule(q, k, v, site, None, conv=conv, act=act), q.dtype)
 

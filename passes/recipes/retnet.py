@@ -42,7 +42,7 @@ def retention(q: Value, k: Value, v: Value, site: Mixing) -> Value:
     learns={"gate": "0, so that it does not read the tokens", "gate_bias": "open: silu of it is 1"},
 )  # fmt: skip
 def retnet(q, k, v, site):
-    """RetNet: weights scale q_i . k_j g^|i - j| with g = 1 - 2^(-5 - head), no softmax.
+    """RetNet: weights scale q_i . k_j g^(i - j) with g = 1 - 2^(-5 - head), no softmax.
 
     Each head is then set to unit mean square, and times silu(W x). Both ways, where the mask lets a
     query see later keys, the decay counts distance to either side (arXiv:2309.11523).
