@@ -32,7 +32,15 @@ CAUSAL = frozenset({"causal", "causal+padding"})
 
 
 def delta_rule(
-    q: Value, k: Value, v: Value, site: Mixing, decay: Value | None, *, conv: int, act: bool
+    q: Value,
+    k: Value,
+    v: Value,
+    site: Mixing,
+    decay: Value | None,
+    *,
+    conv: int,
+    act: bool,
+    negative: bool = False,
 ) -> Value:
     """The recurrence on convolved operands with q and k of unit length, normalised by head, in f32 or wider.
 
@@ -44,20 +52,22 @@ def delta_rule(
     q, k, v = unit(q) * site.scale, site.kept(unit(k)), site.kept(v)
     assert site.tokens is not None
     beta = at_tokens(site, sigmoid(from_tokens(site, site.tokens, "beta", h, bias=0.0)))
+    beta = beta * 2.0 if negative else beta
     return normed(site, linear_attention(q, k, v, decay, beta, causal=True, normalize=False))
 
 
 @recipe(
     paper="arXiv:2406.06484", kind="needs training", masks=CAUSAL, needs={"tokens"}, learns=WRITES,
 )  # fmt: skip
-def deltanet(q, k, v, site, *, conv: int = 4, act: bool = True):
+def deltanet(q, k, v, site, *, conv: int = 4, act: bool = True, negative: bool = False):
     """DeltaNet: S_t = S_(t-1) + b_t k_t (v_t - S_(t-1)^T k_t)^T, o_t = scale S_t^T q_t.
 
     b = sigmoid(W x + bias), one for each token and query head. q, k and v pass a causal depthwise
     convolution of `conv` tokens and silu if `act`, and q and k are then scaled to length 1; each head of
-    the result is normalised by its root mean square.
+    the result is normalised by its root mean square. negative: 2 b instead of b, so that what is taken out
+    of the state may turn its sign.
     """
-    return as_dtype(delta_rule(q, k, v, site, None, conv=conv, act=act), q.dtype)
+    return as_dtype(delta_rule(q, k, v, site, None, conv=conv, act=act, negative=negative), q.dtype)
 
 
 @recipe(

@@ -11,14 +11,14 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 
 
-def delta(site: Site, factor: np.ndarray, act: bool = True) -> np.ndarray:
+def delta(site: Site, factor: np.ndarray, act: bool = True, most: float = 1.0) -> np.ndarray:
     """Erase by the decayed state, then write; normalised by head."""
     w, h, seen = site.weights, site.q.shape[1], site.keep[:, None, :, None]
     named = (("conv_q", site.q), ("conv_k", site.k), ("conv_v", site.v))
     q, k, v = (grouped_conv(x, w[name], site.keep) for name, x in named)
     if act:
         q, k, v = silu(q), silu(k), silu(v)
-    beta = apart(sigmoid(site.tokens @ w["beta"].T + w["beta_bias"]), h)[..., 0]
+    beta = most * apart(sigmoid(site.tokens @ w["beta"].T + w["beta_bias"]), h)[..., 0]
     o = site.scale * recurrence(unit(q), unit(k) * seen, v * seen, factor, site.keep, beta)
     return rms(o) * w["norm"]
 
@@ -28,13 +28,14 @@ def gate(site: Site) -> np.ndarray:
     return apart(silu(site.tokens @ site.weights["gate"].T + site.weights["gate_bias"]), site.q.shape[1])
 
 
-def deltanet(site: Site, act: bool = True) -> np.ndarray:
+def deltanet(site: Site, act: bool = True, most: float = 1.0) -> np.ndarray:
     """Nothing is forgotten but what is overwritten."""
-    return delta(site, np.ones((*site.q.shape[:3], 1)), act)
+    return delta(site, np.ones((*site.q.shape[:3], 1)), act, most)
 
 
 restates("deltanet")(deltanet)
 restates("deltanet(conv=2,act=false)", options={"act": False}, lengths=(1, 9))(deltanet)
+restates("deltanet(negative=true)", options={"most": 2.0}, lengths=(9,))(deltanet)
 
 
 @restates("gated_deltanet")
