@@ -2,26 +2,35 @@
 
 Attention without a softmax is `(Q K^T) V`, two products of size n^2; `Q (K^T V)` is the same with
 none. What may stand between the products is what acts on rows: constants, one number a row, a
-normaliser `sum_j (A B)_ij + eps`, and a causal mask, which makes it `linear_attention`.
+normaliser `sum_j (A B)_ij + eps`, and a causal mask, which makes it `linear_attention`; and a decay
+with the distance (`decays.py`), which that op has too: retention and state space duals.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir import Dim, Graph, No, Op, Value, cost, replace
 from ..ir.core import build
+from ..ir.ops.activation import as_dtype
+from ..ir.ops.attention import swap
+from ..ir.ops.elementwise import mul
 from ..ir.ops.linear import matmul
 from ..ir.ops.linear_attention import linear_attention
 from ..ir.ops.reduce import sum_
-from ..ir.ops.shape import reshape
+from ..ir.ops.shape import expand, reshape
 from ..ir.rewrite import current_journal
 from .attention import transposed
+from .decays import Decay, decay_of
 from .fold import constant
 from .masks import classify, uniform
 from .pipeline import pass_
 from .weighing import cheaper, flops
+
+BETWEEN = frozenset({"matmul", "mul", "div", "neg", "tril", "where"})
+"""What a factor of scores is looked for behind."""
 
 
 @pass_
@@ -49,14 +58,29 @@ def reassociate(graph: Graph, *, sizes: Mapping[str, int] = {}) -> Graph:
     return replace(graph, make, via="reassociate")
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What is done to the rows of a product: the op, a factor [.., n, 1], a mask, a decay."""
+
+    op: Op
+    inner: Value
+    other: Value | None = None
+    causal: bool = False
+    decay: Decay | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is done to the rows of the result instead."""
+        return not self.causal and self.decay is None
+
+
 @dataclass
 class _Chain:
     """What happens to the product A B, row by row, before it meets C; all in the old graph."""
 
     product: Op
-    steps: list[tuple[Op, Value | None]] = field(default_factory=list)  # innermost first
+    steps: list[_Step] = field(default_factory=list)  # innermost first
     values: list[Value] = field(default_factory=list)  # the product, then the result of each step
-    causal: bool = False
     sums: list[Op] = field(default_factory=list)
 
 
@@ -66,6 +90,7 @@ class _Search:
         self.kept = {*graph.outputs, *graph.updates.values()}
         self.now: dict[Value, Value] = {}
         """New values of the operands of every op met so far."""
+        self.decays: dict[Value, Decay | No | None] = {}
 
     def left(self, op: Op) -> Value | No | None:
         """A (B C) as (A B) C."""
@@ -92,7 +117,7 @@ class _Search:
         result = self.rebuilt(chain, self.now[c])
         if result is None or isinstance(result, No):
             return result
-        old = {op, chain.product, *chain.sums, *(step for step, _ in chain.steps)}
+        old = {op, chain.product, *chain.sums, *(step.op for step in chain.steps)}
         before, after = flops(old), flops(result, set(self.now.values()))
         if result.type != op.types[0]:
             return No(f"regrouped it is {result.type}, not {op.types[0]}", op.results[0])
@@ -103,19 +128,17 @@ class _Search:
 
     def chain(self, x: Value) -> _Chain | No | None:
         """The steps from a product of two matrices to x."""
-        steps: list[tuple[Op, Value | None]] = []
-        values: list[Value] = []
-        causal = False
+        steps: list[_Step] = []
         while x.op.name != "matmul":
-            inner, other, masks = _row_step(x)
-            if inner is None:
-                return None
-            steps.append((x.op, other))
-            values.append(x)
-            causal, x = causal or masks, inner
-        chain = _Chain(x.op, steps[::-1], [x, *values[::-1]], causal)
-        for step, value in enumerate(chain.values):
-            follows = chain.steps[step][0] if step < len(chain.steps) else None
+            step = self.step(x)
+            if not isinstance(step, _Step):
+                return step
+            steps.append(step)
+            x = step.inner
+        steps.reverse()
+        chain = _Chain(x.op, steps, [x, *(step.op.results[0] for step in steps)])
+        for at, value in enumerate(chain.values):
+            follows = chain.steps[at].op if at < len(chain.steps) else None
             for user in self.graph.uses(value):
                 if user.name == "sum" and _over_rows(user):
                     chain.sums.append(user)
@@ -129,8 +152,8 @@ class _Search:
 
     def closed(self, chain: _Chain) -> bool:
         """Whether sums over the product's rows go into the factors of its rows and nowhere else."""
-        inside = {op for op, _ in chain.steps}
-        stack = [other for _, other in chain.steps if other is not None]
+        inside = {step.op for step in chain.steps}
+        stack = [step.other for step in chain.steps if step.other is not None]
         factors: set[Op] = set()
         while stack:
             value = stack.pop()
@@ -148,17 +171,23 @@ class _Search:
         a, b = (self.now[x] for x in chain.product.args if x is not None)
         fused = self.normaliser(chain)
         if fused is not None:
-            return self.causal_product(a, b, c, True, fused)
+            result = self.causal_product(a, b, c, chain.steps[:1], True, fused)
+            if result is not None:
+                return result
         result = self.through(chain, len(chain.steps), a, b, c)
+        if result is None and any(s.decay for s in chain.steps) and not any(s.causal for s in chain.steps):
+            return No(
+                "its scores decay with the distance, but no mask of the future is over them", chain.values[-1]
+            )
         if result is None:
             return No("a factor of its rows depends on the product itself", chain.values[0])
         return result
 
     def normaliser(self, chain: _Chain) -> float | None:
         """eps, when all that happens is a causal mask and a division by the sum of the row + eps."""
-        if not chain.causal or [op.name for op, _ in chain.steps[1:]] != ["div"]:
+        if [step.op.name for step in chain.steps[1:]] != ["div"] or not chain.steps[0].causal:
             return None
-        divisor, eps = chain.steps[1][1], 0.0
+        divisor, eps = chain.steps[1].other, 0.0
         if divisor is not None and divisor.op.name == "add":
             eps, divisor = uniform(divisor.op.args[1]), divisor.op.args[0]  # type: ignore[assignment]
         if divisor is None or divisor.op not in chain.sums or not divisor.op.attrs["keepdim"]:
@@ -167,15 +196,25 @@ class _Search:
 
     def through(self, chain: _Chain, count: int, a: Value, b: Value, c: Value) -> Value | None:
         """The first `count` steps on (a b) c."""
-        masked = any(_row_step(v)[2] for v in chain.values[1 : count + 1])
-        result = self.causal_product(a, b, c, False, 0.0) if masked else matmul(a, matmul(b, c))
+        inner = [step for step in chain.steps[:count] if not step.moves]
+        if any(step.causal for step in inner):
+            result = self.causal_product(a, b, c, inner)
+        elif any(step.decay.log or step.decay.rows for step in inner if step.decay):
+            return None
+        else:
+            weighed = b
+            for step in inner:  # weights of keys
+                assert step.other is not None
+                weighed = mul(weighed, self.now[step.other])
+            result = matmul(a, matmul(weighed, c))
         return None if result is None else self.stepped(chain, count, result, a, b)
 
     def stepped(self, chain: _Chain, count: int, result: Value, a: Value, b: Value) -> Value | None:
-        """The first `count` steps, but causal masks, on `result`."""
-        for (op, other), value in zip(chain.steps[:count], chain.values[1:], strict=False):
-            if _row_step(value)[2]:
+        """The first `count` steps, but masks and decays, on `result`."""
+        for step in chain.steps[:count]:
+            if not step.moves:
                 continue
+            op, other = step.op, step.other
             operands: list[Value | None] = [result]
             if other is not None:
                 factor = self.row(other, chain, a, b)
@@ -191,7 +230,7 @@ class _Search:
             x = x.op.args[0]  # sum(-1).unsqueeze(-1)
         if x.op in chain.sums:
             at = chain.values.index(x.op.args[0])
-            if any(_row_step(v)[2] for v in chain.values[1 : at + 1]):
+            if not all(step.moves for step in chain.steps[:at]):
                 column = build_ones(transposed(b))
                 return self.through(chain, at, a, b, column)
             total = matmul(a, sum_(b, dim=(b.rank - 1,), keepdim=True))
@@ -210,36 +249,65 @@ class _Search:
             return True
         return any(self.depends(v, chain, depth - 1) for v in x.op.operands)
 
-    def causal_product(self, q: Value, kt: Value, v: Value, normalize: bool, eps: float):
-        """Rows of tril(q kt) v, perhaps normalised, in linear time."""
+    def causal_product(
+        self, q: Value, kt: Value, v: Value, steps: Sequence[_Step], normalize: bool = False, eps: float = 0.0
+    ) -> Value | None:
+        """Rows of (q kt) v under masks and decays, perhaps normalised, in linear time."""
         k, batch = transposed(kt), q.shape[:-2]
         same = k.shape[:-2] == v.shape[:-2] == batch and q.shape[-2] == k.shape[-2]
-        if not same or not 3 <= q.rank <= 4 or not q.dtype.is_float:
+        if not same or not 3 <= q.rank <= 4 or not q.dtype.is_float or not any(s.causal for s in steps):
             return None
         lead = batch if q.rank == 4 else (*batch, 1)
         q, k, v = (_folded(x, (*lead, *x.shape[-2:])) for x in (q, k, v))
-        out = linear_attention(q, k, v, causal=True, normalize=normalize, eps=eps)
+        decays = [step.decay for step in steps if step.decay is not None]
+        if q.rank != 4 or (len(batch) == 1 and not all(d.shared for d in decays)):
+            return None
+        (b, h, n, _), given = q.shape, q.dtype
+        logs = [log for decay in decays if (log := decay.of(b, h, n)) is not None]
+        for decay in decays:
+            k = k if decay.columns is None else as_dtype(k * swap(decay.columns), given)
+        if normalize and any(decay.rows is not None for decay in decays):
+            return None
+        log = logs[0] if len(logs) == 1 else None
+        if len(logs) > 1:
+            whole = [expand(_tokens(x), size=(b, h, n)) for x in logs]
+            log = functools.reduce(lambda x, y: x + y, whole)
+        out = linear_attention(q, k, v, log, causal=True, normalize=normalize, eps=eps)
+        for decay in decays:
+            out = out if decay.rows is None else as_dtype(out * decay.rows, given)
         return _folded(out, (*batch, *out.shape[-2:]))
 
-
-def _row_step(x: Value) -> tuple[Value | None, Value | None, bool]:
-    """x as (inner, factor of rows or None, whether it is a causal mask); inner None when neither."""
-    op = x.op
-    if op.name == "neg":
-        return op.args[0], None, False
-    if op.name == "tril" and op.attrs["diagonal"] == 0:
-        return op.args[0], None, True
-    if op.name == "where" and uniform(op.args[2]) == 0 and op.args[1].type == x.type:
-        return (op.args[1], None, True) if _is_causal(op.args[0]) else (None, None, False)
-    if op.name in ("mul", "div"):
+    def step(self, x: Value) -> _Step | No | None:
+        """What x does to the rows of a product, or why it is nothing that rows can bear."""
+        op = x.op
+        if op.name == "neg":
+            return _Step(op, op.args[0])
+        if op.name == "tril" and op.attrs["diagonal"] == 0:
+            return _Step(op, op.args[0], causal=True)
+        if op.name == "where" and uniform(op.args[2]) == 0 and op.args[1].type == x.type:
+            return _Step(op, op.args[1], causal=True) if _is_causal(op.args[0]) else None
+        if op.name not in ("mul", "div"):
+            return None
+        why: No | None = None
         for inner, other in (op.args, op.args[::-1])[: 2 if op.name == "mul" else 1]:
             if inner.type != x.type or inner.op.name == "const":
                 continue
             if other.rank == 0 or other.shape[-1] == 1:
-                return inner, other, False
+                return _Step(op, inner, other)
             if op.name == "mul" and _is_causal_factor(other):
-                return inner, None, True
-    return None, None, False
+                return _Step(op, inner, causal=True)
+            if op.name == "mul" and (other.rank == 1 or other.shape[-2] == 1) and other in self.now:
+                weights = self.now[other]  # of keys
+                weights = reshape(weights, shape=(*(1,) * (4 - other.rank), *other.shape))
+                return _Step(op, inner, other, decay=Decay(None, None, weights, False))
+            if op.name == "mul" and other in self.now and inner.op.name in BETWEEN:
+                if other not in self.decays:
+                    self.decays[other] = decay_of(self.now[other])
+                found = self.decays[other]
+                if isinstance(found, Decay):
+                    return _Step(op, inner, causal=found.causal, decay=found)
+                why = found if why is None else why
+        return None if why is None else No(why.reason, x)
 
 
 def _is_causal(condition: Value) -> bool:
@@ -259,6 +327,10 @@ def _is_causal_factor(x: Value) -> bool:
 def _over_rows(op: Op) -> bool:
     x = op.args[0]
     return x is not None and op.attrs["dim"] == (x.rank - 1,) and op.attrs["dtype"] in (None, x.dtype)
+
+
+def _tokens(log: Value) -> Value:
+    return log if log.rank == 3 else reshape(log, shape=(1, log.shape[0], 1))
 
 
 def _folded(x: Value, shape: tuple[Dim, ...]) -> Value:
