@@ -43,8 +43,10 @@ class Traced:
     graph: the meaning. inputs: for each graph input the position of its argument, or the symbol whose
     size an empty tensor brings in. params: for each param name the position of its argument, or a
     constant tensor. sizes: symbol name -> position of the integer that has its value. results: what
-    each output is made of. hints: the sizes of the example. fakes: the fake tensors and symbolic
-    integers that stand for Dynamo's arguments. modules: bodies of higher-order ops.
+    each output is made of. asserts: graph outputs, by index, that must be true, and what to raise where
+    one is not. device: of all tensors. autocast: whether the graph holds the casts of an autocast region
+    around it. hints: the sizes of the example. fakes: the fake tensors and symbolic integers that stand
+    for Dynamo's arguments. modules: bodies of higher-order ops.
     """
 
     graph: Graph

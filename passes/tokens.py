@@ -89,10 +89,9 @@ def _flattened(op: Op) -> tuple[Dim, ...] | None:
     x, y = op.args[0], op.results[0]
     if x.rank not in (4, 5) or y.rank != 3 or not _picture(x):
         return None
-    for grid, rest in ((x.shape[2:], (*x.shape[:2], None)), (x.shape[1:-1], (x.shape[0], None, x.shape[-1]))):
-        if y.shape == tuple(product(grid) if d is None else d for d in (rest[0], *rest[1:])):
-            return grid
-    return None
+    if y.shape == (*x.shape[:2], product(x.shape[2:])):
+        return x.shape[2:]
+    return x.shape[1:-1] if y.shape == (x.shape[0], product(x.shape[1:-1]), x.shape[-1]) else None
 
 
 def _picture(x: Value) -> bool:

@@ -189,7 +189,7 @@ class Kept:
         sides.sort(key=lambda s: 3 in places(s))
         starts = []
         for side, place in zip(sides, (2, 3), strict=True):
-            axis = next((a for a in (side.linear() or {}) if isinstance(a, Axis) and a.place == place), None)
+            axis = _index(side, place)
             if axis is None:
                 return False
             starts.append(plus(one(axis), side, -1))
@@ -235,12 +235,16 @@ class Kept:
         return mask
 
 
+def _index(x: Sum, place: int) -> Axis | None:
+    """The index of an axis that x has in it, not multiplied by another atom."""
+    return next((a for a in x.linear() or () if isinstance(a, Axis) and a.place == place), None)
+
+
 def _prefix_of(c: Condition) -> Dim | Value:
     """p of j < p, or where a key is of the prefix."""
     if isinstance(c, Le):
-        linear = c.sum.linear() or {}
-        axis = next((a for a in linear if isinstance(a, Axis) and a.place == 3), None)
-        if axis is not None and linear[axis] == 1:
+        axis = _index(c.sum, 3)
+        if axis is not None and one(axis).terms <= c.sum.terms:
             end = plus(plus(one(axis), whole(1)), c.sum, -1)
             if end.constant is not None:
                 return end.constant
