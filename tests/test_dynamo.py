@@ -235,7 +235,7 @@ def test_dropout_draws_anew():
 
 
 def test_an_optimiser_trains_the_users_own_parameters():
-    model, twin = Model(attend), None
+    model = Model(attend)
     twin = copy.deepcopy(model)
     fast = torch.compile(model, backend="subquad")
     (x,) = rows(5)[0]
@@ -491,7 +491,7 @@ def test_the_log_goes_to_the_logger_and_reset_forgets(caplog):
 # ---- models of others ----------------------------------------------------------------------------
 
 TINY = dict(
-    vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+    vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
     max_position_embeddings=64,
 )  # fmt: skip
 
@@ -508,14 +508,14 @@ def llama(transformers):
 
 def gpt2(transformers):
     """With a graph break before its last norm, as a hook that prints would make."""
-    sizes = dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    sizes = dict(vocab_size=99, n_embd=32, n_layer=1, n_head=4, n_positions=64)
     config = transformers.GPT2Config(**sizes, resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0)
     model = transformers.GPT2Model(config)
     model.ln_f.register_forward_hook(lambda *call: torch._dynamo.graph_break())
     return model, {"use_cache": False}
 
 
-@pytest.mark.parametrize("make", [bert, llama, gpt2])
+@pytest.mark.parametrize("make", [llama, *(pytest.param(f, marks=pytest.mark.slow) for f in (bert, gpt2))])
 def test_a_transformer_trains(make):
     """Three lengths in training, padded: two captures, gradients, attention recognised in each."""
     transformers = pytest.importorskip("transformers")
@@ -534,5 +534,5 @@ def test_a_transformer_trains(make):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
     assert set(refused()) == {""}
     sites = [site for graph in dynamo.graphs for site in graph.sites]
-    assert {site.decision for site in sites} == {"attention"} and len(sites) == 4
+    assert {site.decision for site in sites} == {"attention"} and len(sites) == 2
     assert {site.mask for site in sites} == {"padding" if make is bert else "causal+padding"}

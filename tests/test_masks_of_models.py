@@ -18,10 +18,10 @@ BART = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_he
             decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, **SPECIAL)  # fmt: skip
 
 QUICK = {
-    "MistralForCausalLM sdpa": ("Mistral", LOCAL, {LOCALLY}),
+    "MistralForCausalLM sdpa": ("Mistral", {**LOCAL, "num_hidden_layers": 1}, {LOCALLY}),
     "T5EncoderModel sdpa": (
         "T5",
-        dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=99),
+        dict(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, vocab_size=99),
         {"padding+relative"},
     ),
     "GPTNeoForCausalLM eager": (
