@@ -38,7 +38,7 @@ class Case:
     second: inputs of another shape (left-padded for language models); None where sizes are fixed.
     dynamic_shapes: as torch.export takes it, keyed by argument, {"input_ids": {0: "b", 1: "n"}}; with
     it the model is captured a second time, from the inputs of `build`, and called with those of `second`.
-    fast: in the dozen of every test run.
+    fast: one of the few in every test run.
     """
 
     name: str

@@ -34,7 +34,7 @@ def check(server, id, accept, record_property, once=False):
 
 @pytest.mark.parametrize("id", [id for id, case in CASES.items() if case.fast])
 def test_fast(server, id, record_property):
-    """A dozen across the families, in every test run; one capture serves both shapes."""
+    """The few of every test run; one capture serves both shapes."""
     check(server, id, False, record_property, once=True)
 
 
