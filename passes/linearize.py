@@ -100,7 +100,8 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: 
     try:
         tokens = projected(q, k, v) if "tokens" in recipe.needs else None
         proved = dict(mask=mask, softcap=softcap, sink=sink)
-        site = Mixing(op.attrs["scale"], mask.causal, mask.padding, tokens=tokens, **proved, **where)
+        q, scale = (-q, -op.attrs["scale"]) if op.attrs["scale"] < 0 else (q, op.attrs["scale"])
+        site = Mixing(scale, mask.causal, mask.padding, tokens=tokens, **proved, **where)
         result = recipe(q, k, v, site)
     except (RecipeError, IRError) as error:
         return No(f"{recipe} does not fit: {error}", op.results[0])

@@ -125,3 +125,16 @@ def test_ids_that_are_rounded_or_wrapped(ids):
     fast = subquad.optimize(model, args, backend="eager", check=False)
     with torch.no_grad():
         torch.testing.assert_close(fast(*args), model(*args))
+
+
+@pytest.mark.parametrize("recipe", ["exact", "based", "taylor1", "elu1"])
+def test_a_scale_below_zero(recipe):
+    """Every gain is weighed, and a recipe has what it has of the negated queries."""
+
+    def attended(sign):
+        return Spelled(lambda q, k, v: F.scaled_dot_product_attention(sign * q, k, v, scale=-0.3 * sign))
+
+    args = Spelling(None).args()
+    below, above = (subquad.optimize(attended(s), args, attention=recipe, check=False) for s in (1.0, -1.0))
+    with torch.no_grad():
+        torch.testing.assert_close(below(*args), above(*args))
