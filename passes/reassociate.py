@@ -27,6 +27,7 @@ from .decays import Decay, decay_of
 from .fold import constant
 from .masks import classify, uniform
 from .pipeline import pass_
+from .running import running_product
 from .weighing import cheaper, flops
 
 BETWEEN = frozenset({"matmul", "mul", "div", "neg", "tril", "where"})
@@ -45,9 +46,12 @@ def reassociate(graph: Graph, *, sizes: Mapping[str, int] = {}) -> Graph:
 
     def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
         search.now.update((a, b) for a, b in zip(op.args, inputs, strict=True) if a and b)
-        if op.name != "matmul" or record.spent:
+        if op.name not in ("matmul", "sum") or record.spent:
             return None
-        for rule, attempt in (("product_first", search.right), ("product_last", search.left)):
+        attempts = {"running_product": search.running}
+        if op.name == "matmul":
+            attempts.update(product_first=search.right, product_last=search.left)
+        for rule, attempt in attempts.items():
             result = attempt(op)
             if result is not None:
                 record.record(rule, op, result)
@@ -91,6 +95,10 @@ class _Search:
         self.now: dict[Value, Value] = {}
         """New values of the operands of every op met so far."""
         self.decays: dict[Value, Decay | No | None] = {}
+
+    def running(self, op: Op) -> Value | No | None:
+        """Queries times running sums of outer products."""
+        return running_product(op, self.now, self.graph, self.sizes)
 
     def left(self, op: Op) -> Value | No | None:
         """A (B C) as (A B) C."""

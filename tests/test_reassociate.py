@@ -243,3 +243,98 @@ def test_the_sum_of_magnitudes_is_not_linear():
     result, events = rewritten(graph)
     assert "linear_attention" not in names(result)
     assert any("used elsewhere" in e.result.reason for e in events if isinstance(e.result, No))
+
+
+# ---- running sums of outer products --------------------------------------------------------------
+
+
+def fast_transformers(q, k, v):
+    """[b, n, h, d], sums along axis 1, as einsum is exported."""
+    states = cumsum(matmul(columns(k), rows(v)), dim=1)
+    return reshape(matmul(rows(q), states), shape=(B, N, H, 3))
+
+
+def by_products(q, k, v):
+    """The same with broadcast products."""
+    return sum_(columns(q) * cumsum(columns(k) * rows(v), dim=1), dim=3)
+
+
+def commuted(q, k, v):
+    return sum_(cumsum(rows(v) * columns(k), dim=1) * columns(q), dim=3, keepdim=True)
+
+
+def heads_first(q, k, v):
+    """[b, h, n, d], sums along axis 2."""
+    q, k, v = (permute(x, dims=(0, 2, 1, 3)) for x in (q, k, v))
+    return matmul(rows(q), cumsum(matmul(columns(k), rows(v)), dim=2))
+
+
+def one_head(q, k, v):
+    """[b, n, d]."""
+    q, k, v = (sum_(x, dim=2) for x in (q, k, v))
+    return matmul(rows(q), cumsum(matmul(columns(k), rows(v)), dim=1))
+
+
+def tokens_first(q, k, v):
+    """[n, b, d], sums along axis 0."""
+    q, k, v = (permute(sum_(x, dim=2), dims=(1, 0, 2)) for x in (q, k, v))
+    return matmul(rows(q), cumsum(matmul(columns(k), rows(v)), dim=0))
+
+
+def normalised(q, k, v):
+    q, k = exp(q), exp(k)
+    below = matmul(rows(q), columns(cumsum(k, dim=1)))
+    return fast_transformers(q, k, v) / (reshape(below, shape=(B, N, H, 1)) + 1e-6)
+
+
+def rows(x):
+    return reshape(x, shape=(*x.shape[:-1], 1, x.shape[-1]))
+
+
+def columns(x):
+    return reshape(x, shape=(*x.shape, 1))
+
+
+def states_of(function):
+    with building():
+        x = [OPS["input"](name=c, type=TensorType(f32, (B, N, H, 3))) for c in "qkv"]
+        x.append(OPS["input"](name="a", type=TensorType(f32, (B, H, N))))
+        out = function(*x[:3])
+        return Graph("running", x, out if isinstance(out, tuple) else (out,))
+
+
+RUNNING = (fast_transformers, by_products, commuted, heads_first, one_head, tokens_first, normalised)
+
+
+@pytest.mark.parametrize("function", RUNNING)
+def test_running_sums_of_outer_products(function):
+    """One state instead of one for each token."""
+    graph = states_of(function)
+    result, events = rewritten(graph)
+    assert [(event.rule, event.applied) for event in events] == [("running_product", True)]
+    assert "linear_attention" in names(result)
+    assert max(t.rank for op in result.ops() for t in op.types) <= 5
+    assert all(error(graph, result, n) < 1e-11 for n in (1, 2, 33))
+
+
+def test_states_that_are_used_elsewhere_stay():
+    """The last one as a cache, say: the reason is told."""
+
+    def cached(q, k, v):
+        states = cumsum(matmul(columns(k), rows(v)), dim=1)
+        return matmul(rows(q), states), sum_(states, dim=1)
+
+    graph = states_of(cached)
+    result, events = rewritten(graph)
+    assert "linear_attention" not in names(result)
+    assert ["used elsewhere" in event.result.reason for event in events] == [True]
+
+
+def test_sums_along_another_axis_stay():
+    """Over heads or features they are no states."""
+
+    def along(dim):
+        return lambda q, k, v: matmul(rows(q), cumsum(matmul(columns(k), rows(v)), dim=dim))
+
+    for dim in (3, 4):
+        assert "linear_attention" not in names(rewritten(states_of(along(dim)))[0])
