@@ -357,38 +357,85 @@ def attentions(graph):
 
 def equal(model, fast, args):
     """Both backends hold to the float64 run of the original: eager torch, and the oracle."""
-    wanted = in_float64(model, args, {})
-    wanted = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
-    found = fast(*args)
-    found = found if isinstance(found, (tuple, list)) else (found,)
-    weights = {name: x.detach().numpy() for name, x in fast.captured.tensors.items()}
-    oracle, _ = evaluate(
-        fast.graph, [(x.double() if x.is_floating_point() else x).numpy() for x in args], weights
-    )
-    for right, eager, exact in zip(wanted, found, oracle, strict=True):
+    close(in_float64(model, args, {}), fast(*args), in_oracle(fast, args))
+
+
+def close(wanted, found, oracle):
+    """Results of float64, of eager torch, and of the oracle."""
+    for right, eager, exact in zip(leaves(wanted), leaves(found), oracle, strict=True):
         right = right.detach().numpy()
         np.testing.assert_allclose(eager.detach().double().numpy(), right, rtol=0, atol=1e-5)
         np.testing.assert_allclose(exact, right, rtol=0, atol=1e-10)
 
 
+def in_oracle(fast, inputs):
+    """What the graph gives in the oracle, for inputs as float64."""
+    wide = [(x.double() if x.is_floating_point() else x).numpy() for x in inputs]
+    return evaluate(fast.graph, wide, {n: x.detach().numpy() for n, x in fast.captured.tensors.items()})[0]
+
+
+def leaves(x):
+    """One result or several, as a list."""
+    return list(x) if isinstance(x, (tuple, list)) else [x]
+
+
 WRITTEN = {**SPELLINGS, **MORE}
 
 
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+class Together(nn.Module):
+    """Every spelling, each on inputs of its own: one capture, most of whose cost is torch's and fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.each = nn.ModuleList(Spelled(spelling.function) for spelling in WRITTEN.values())
+
+    def forward(self, inputs):
+        return [function(*args) for function, args in zip(self.each, inputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def together():
+    """The graph of all spellings, and for each its results: float64, eager, oracle."""
+    model, args = Together().eval(), ([spelling.args() for spelling in WRITTEN.values()],)
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    assert not [step.undone for step in fast.log.steps if step.undone]
+    wanted, rest = in_float64(model, args, {}), iter(in_oracle(fast, [x for part in args[0] for x in part]))
+    oracle = [[next(rest) for _ in leaves(part)] for part in wanted]
+    return fast.graph, dict(zip(WRITTEN, zip(wanted, fast(*args), oracle, strict=True), strict=True))
+
+
 @pytest.mark.parametrize("name", WRITTEN)
-def test_found(name, dynamic):
+def test_found(name, together):
     """One attention, its heads un-repeated, its mask proved, and the numbers what they were."""
-    spelling = WRITTEN[name]
-    model, args, fast = optimized(spelling, dynamic)
+    graph, results = together
+    close(*results[name])
+    is_found(WRITTEN[name], graph, f"each.{[*WRITTEN].index(name)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_found_alone(name, dynamic):
+    """The same in a model of its own, with open sizes too."""
+    model, args, fast = optimized(WRITTEN[name], dynamic)
     equal(model, fast, args)
     assert not [step.undone for step in fast.log.steps if step.undone]
+    is_found(WRITTEN[name], fast.graph)
+
+
+def is_found(spelling, graph, path=""):
+    """Hold the one softmax of a module against what it has to be found as."""
+    ops, starts = (
+        [op for op in found if op.source.split(" (")[0] == path or not path]
+        for found in (attentions(graph), softmaxes(graph))
+    )
     if spelling.kept:
-        (start,) = softmaxes(fast.graph)
-        found = examine(start, fast.graph)
+        (start,) = starts
+        found = examine(start, graph)
         assert not isinstance(found, No) and spelling.kept in found.kept.reason
         return
-    (op,) = attentions(fast.graph)
-    assert not list(softmaxes(fast.graph))
+    (op,) = ops
+    assert not starts
     assert op.args[1].shape[1] == spelling.kv_heads
     assert classify_op(op).kind == spelling.mask, classify_op(op).reason
 
