@@ -9,7 +9,7 @@ with the distance (`decays.py`), which that op has too: retention and state spac
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir import Dim, Graph, No, Op, Value, cost, replace
@@ -17,7 +17,7 @@ from ..ir.core import build
 from ..ir.ops.activation import as_dtype
 from ..ir.ops.attention import swap
 from ..ir.ops.elementwise import mul
-from ..ir.ops.linear import matmul
+from ..ir.ops.linear import linear, matmul
 from ..ir.ops.linear_attention import linear_attention
 from ..ir.ops.reduce import sum_
 from ..ir.ops.shape import expand, reshape
@@ -46,12 +46,9 @@ def reassociate(graph: Graph, *, sizes: Mapping[str, int] = {}) -> Graph:
 
     def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
         search.now.update((a, b) for a, b in zip(op.args, inputs, strict=True) if a and b)
-        if op.name not in ("matmul", "sum") or record.spent:
+        if record.spent:
             return None
-        attempts = {"running_product": search.running}
-        if op.name == "matmul":
-            attempts.update(product_first=search.right, product_last=search.left)
-        for rule, attempt in attempts.items():
+        for rule, attempt in search.attempts.get(op.name, {}).items():
             result = attempt(op)
             if result is not None:
                 record.record(rule, op, result)
@@ -95,6 +92,15 @@ class _Search:
         self.now: dict[Value, Value] = {}
         """New values of the operands of every op met so far."""
         self.decays: dict[Value, Decay | No | None] = {}
+        self.attempts: dict[str, dict[str, Callable[[Op], Value | No | None]]] = {
+            "matmul": {
+                "running_product": self.running, "product_first": self.right,
+                "product_last": self.left, "layer_last": self.inside,
+            },
+            "sum": {"running_product": self.running},
+            "linear": {"layer_first": self.outside},
+        }  # fmt: skip
+        """What is tried at an op, by the name of the rule."""
 
     def running(self, op: Op) -> Value | No | None:
         """Queries times running sums of outer products."""
@@ -113,6 +119,31 @@ class _Search:
         after = cost(result.op).flops + cost(result.op.args[0].op).flops
         less = result.type == op.types[0] and cheaper(self.graph, before, after, self.sizes)
         return result if less else None
+
+    def outside(self, op: Op) -> Value | None:
+        """(C h) W + bias as C (h W) + bias, where W is of a linear layer."""
+        mixed, w, *bias = op.args
+        if mixed.op.name != "matmul" or not self.single(mixed):
+            return None
+        c, h = (self.now[x] for x in mixed.op.args)
+        result = matmul(c, linear(h, self.now[w]))
+        for b in bias:
+            result = result + self.now[b]
+        return self.less(op, mixed.op, result)
+
+    def inside(self, op: Op) -> Value | None:
+        """C (h W) as (C h) W, where W is of a linear layer."""
+        c, layer = op.args
+        if layer.op.name != "linear" or len(layer.op.args) > 2 or not self.single(layer):
+            return None
+        h, w = (self.now[x] for x in layer.op.args)
+        return self.less(op, layer.op, linear(matmul(self.now[c], h), w)) if h.rank >= 2 else None
+
+    def less(self, op: Op, inner: Op, result: Value) -> Value | None:
+        """The result in place of two ops, if it is of the same type and costs less."""
+        before, after = flops({op, inner}), flops(result, set(self.now.values()))
+        typed = result.type == op.types[0]
+        return result if typed and cheaper(self.graph, before, after, self.sizes) else None
 
     def right(self, op: Op) -> Value | No | None:
         """(A B) C as A (B C), through what acts on the rows of A B."""
