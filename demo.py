@@ -49,11 +49,13 @@ class Embedder(nn.Module):
         return F.normalize(mean, dim=-1)
 
 
-def minilm(**options: Any) -> tuple[Embedder, Callable[[Sequence[str]], tuple[Tensor, Tensor]]]:
+def minilm(
+    tokens: int = TOKENS, **options: Any
+) -> tuple[Embedder, Callable[[Sequence[str]], tuple[Tensor, Tensor]]]:
     """The pretrained embedder, and its tokenizer: texts -> (input_ids, attention_mask).
 
-    options go to `AutoModel.from_pretrained`. Nothing is downloaded. Raises SubquadError with the
-    pip line where the extra `models` is not installed.
+    tokens: the most of a text. options go to `AutoModel.from_pretrained`. Nothing is downloaded. Raises
+    SubquadError with the pip line where the extra `models` is not installed.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
     transformers = extra("transformers", "demo", "the pretrained encoder")
@@ -69,7 +71,7 @@ def minilm(**options: Any) -> tuple[Embedder, Callable[[Sequence[str]], tuple[Te
     encoder = transformers.AutoModel.from_pretrained(folder, local_files_only=True, **options)
 
     def tokenize(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        made = tokenizer(list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+        made = tokenizer(list(texts), padding=True, truncation=True, max_length=tokens, return_tensors="pt")
         return made["input_ids"], made["attention_mask"]
 
     return Embedder(encoder).eval(), tokenize
