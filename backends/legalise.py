@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.core import Op, Value
+from ..ir.dims import Dim
 from ..ir.graph import Graph
+from ..ir.ops.activation import as_dtype
 from ..ir.ops.attention import attention, band
 from ..ir.ops.elementwise import logical_and, where
-from ..ir.ops.graph import const
+from ..ir.ops.reduce import any_, mean
+from ..ir.ops.shape import expand, reshape
 from ..ir.rewrite import replace
-from ..ir.types import bf16, bool_, f32, f64
-
-LOWEST = {f64: -1.7976931348623157e308, f32: -3.4028234663852886e38, bf16: -3.3895313892515355e38}
-"""The least finite number; a score added to it is lost in rounding, so a row of them is uniform."""
+from ..ir.types import bool_
 
 
 def legalise(graph: Graph) -> Graph:
@@ -41,9 +41,21 @@ def _one_mask(q, k, v, mask=None, sink=None, *, causal, offset, window, empty, *
     if mask is not None and keep is not None:
         keep = logical_and(mask, keep) if mask.dtype is bool_ else where(keep, mask, float("-inf"))
     keep = mask if keep is None else keep
-    if keep is not None and keep.dtype is bool_ and uniform and q.dtype in LOWEST:
-        keep = where(keep, const(value=0.0, dtype=q.dtype), const(value=LOWEST[q.dtype], dtype=q.dtype))
-        empty = "zero"  # no key is masked by -inf
+    if keep is not None and keep.dtype is bool_ and uniform:
+        out = attention(q, k, v, keep, sink, empty="zero", **rest)
+        seen = any_(keep, dim=(keep.rank - 1,), keepdim=True) if keep.rank else keep
+        return where(seen, out, as_dtype(_mean(v, q.shape[1]), q.dtype))
     if keep is mask:
         return None
     return attention(q, k, v, keep, sink, empty=empty, **rest)
+
+
+def _mean(v: Value, h: Dim) -> Value:
+    """The mean of v [b,g,m,e] over its keys for each of h heads, [b,h,1,e].
+
+    A finite mask in place of it, as low as a dtype goes, would have the wrong gradient: beside it the
+    logarithm of how many keys there are, which the backward pass of torch's kernels takes off, is lost.
+    """
+    (b, g, _, e), each = v.shape, h // v.shape[1]
+    few = mean(v, dim=(2,), keepdim=True)
+    return few if h == g else reshape(expand(few, size=(b, g, each, e)), shape=(b, h, 1, e))

@@ -64,10 +64,12 @@ def attention(to: Lowering, op: Op, operands: list[Any]) -> fx.Node | None:
             return None
         if attrs["empty"] != "zero":
             return None  # torch gives 0 in rows whose keys are all masked
+    given = None if mask is None else to.tensor(operands[3])
+    for _ in range(0 if mask is None else 2 - mask.rank):  # torch wants [n, m]
+        given = to.call(aten.unsqueeze.default, given, 0)
     return to.call(
-        aten.scaled_dot_product_attention.default,
-        *(to.tensor(x) for x in operands[:3]), to.tensor(operands[3]) if mask is not None else None,
-        0.0, attrs["causal"], scale=attrs["scale"], enable_gqa=k.shape[1] != q.shape[1],
+        aten.scaled_dot_product_attention.default, *(to.tensor(x) for x in operands[:3]), given, 0.0,
+        attrs["causal"], scale=attrs["scale"], enable_gqa=k.shape[1] != q.shape[1],
     )  # fmt: skip
 
 

@@ -90,6 +90,8 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: 
     q, k, v = inputs[:3]
     if q is None or k is None or v is None:
         return No("an operand is missing", op.results[0])
+    if not (isinstance(q.shape[3], int) and isinstance(v.shape[3], int)):
+        return No("the features of a head are an open size", op.results[0])
     new = OPS["attention"](*inputs, **op.attrs).op
     mask, sink, softcap = classify_op(new), (*new.inputs, None, None)[4], op.attrs["softcap"]
     does = {"softcap": softcap is not None, "sink": sink is not None, "offset": mask.offset != 0}

@@ -138,3 +138,47 @@ def test_a_scale_below_zero(recipe):
     below, above = (subquad.optimize(attended(s), args, attention=recipe, check=False) for s in (1.0, -1.0))
     with torch.no_grad():
         torch.testing.assert_close(below(*args), above(*args))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mask_of_few_axes(rank):
+    """torch's kernel wants two at least."""
+    model = Spelled(lambda q, k, v, x: (q @ k.mT).masked_fill(~x, -torch.inf).softmax(-1).nan_to_num(0.0) @ v)
+    args = (*Spelling(None).args(), torch.arange(7) != 3 if rank else torch.tensor(True))
+    fast = subquad.optimize(model, args, backend="eager", check=False)
+    assert attentions(fast.graph)
+    equal(model, fast, args)
+
+
+def test_an_open_size_of_features_has_no_recipe():
+    """torch.compile(dynamic=True) leaves them open: the graph runs, and no gain is weighed."""
+    torch._dynamo.reset()
+    args = Spelling(None).args()
+    model = Spelled(lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
+    fast = torch.compile(model, backend="subquad", dynamic=True)
+    torch.testing.assert_close(fast(*args), model(*args))
+    (graph,) = subquad.dynamo.graphs
+    assert not graph.refused and [site.status for site in graph.sites] == ["attention"]
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_of_a_row_without_keys(dtype, heads):
+    """Such a row is the mean of all values: each has the same share of its gradient, and no query has any."""
+
+    def masked(q, k, v, keep):
+        k, v = (x.repeat_interleave(4 // heads, 1) for x in (k, v))
+        return (q @ k.mT).masked_fill(~keep, torch.finfo(q.dtype).min).softmax(-1) @ v
+
+    torch._dynamo.reset()
+    q, k, v = Spelling(None, f"b h n d, b {heads} n d, b {heads} n d").args()
+    keep = causal_mask(7)
+    keep[2] = False
+    plain, quick = ([x.to(dtype).requires_grad_() for x in (q, k, v)] for _ in range(2))
+    masked(*plain, keep)[..., 1:4, :].sum().backward()
+    torch.compile(Spelled(masked), backend="subquad")(*quick, keep)[..., 1:4, :].sum().backward()
+    (graph,) = subquad.dynamo.graphs
+    assert attentions(graph.graph)[0].attrs["empty"] == "uniform"
+    bound = {torch.bfloat16: 1e-1, torch.float16: 2e-2}.get(dtype, 1e-5)
+    for a, b in zip(plain, quick, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=bound, rtol=bound)
