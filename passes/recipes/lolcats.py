@@ -4,7 +4,8 @@ from ...ir.ops.activation import as_dtype, wide
 from ...ir.ops.elementwise import gt, sigmoid, where
 from . import features
 from .pieces import LOWEST, Part, far, linear_part, merge, windowed
-from .pieces.linear import full, identities, repeated
+from .pieces.gates import filled, repeated
+from .pieces.linear import identities
 from .recipe import ALL, recipe
 
 
@@ -29,7 +30,7 @@ def lolcats(q, k, v, site, *, size: int = 64, width: int = 0, kind: str = "slidi
     def phi(x, name):
         return features.hedgehog(wide(x), site.learn(name, identities(h, d, f, q.dtype)))
 
-    mix = wide(sigmoid(site.learn("mix", full(-2.197, q.dtype, h, 1, 1))))
+    mix = wide(sigmoid(site.learn("mix", filled(-2.197, q.dtype, h, 1, 1))))
     here = dict(size=size, causal=site.causal, kind=kind, padding=site.padding)
     near = windowed(q, k, v, scale=site.scale, **here)
     near = Part(near.numerator * mix, where(gt(near.level, 0.5 * LOWEST), 0.0, LOWEST), near.total * mix)

@@ -7,7 +7,7 @@ from ....ir.dims import Dim
 from ....ir.ops.index import eye
 from ....ir.ops.linear_attention import linear_attention
 from ....ir.ops.random import rand
-from ....ir.ops.shape import cat, expand, reshape, slice_
+from ....ir.ops.shape import cat, expand, slice_
 from ....ir.types import DType, f32
 from .parts import ones
 
@@ -23,19 +23,6 @@ def linear_sums(
     v1 = cat(v, expand(ones(v, padding), size=(*v.shape[:3], 1)), dim=3)
     out = linear_attention(q, k, v1, causal=causal, normalize=False)
     return slice_(out, dim=3, start=0, end=e), slice_(out, dim=3, start=e, end=e + 1)
-
-
-def repeated(x: Value, h: Dim) -> Value:
-    """x [b, g, m, d] with each key head once for every query head it serves, [b, h, m, d]."""
-    b, g, m, d = x.shape
-    if g == h:
-        return x
-    return reshape(expand(reshape(x, shape=(b, g, 1, m, d)), size=(b, g, h // g, m, d)), shape=(b, h, m, d))
-
-
-def full(value: float, dtype: DType, *shape: Dim) -> Value:
-    """A tensor of one number."""
-    return expand(OPS["const"](value=value, dtype=dtype), size=shape)
 
 
 def identities(h: Dim, d: int, f: int, dtype: DType) -> Value:
