@@ -355,8 +355,8 @@ HEADLINES = (
     Headline(
         "MatMul-free LM", "times less memory, 13 G weights, inference", 10.0, "abstract, 'more than'",
         lambda: alone(lm_bytes(False) / lm_bytes(True)),
-        why="the paper measures what a GPU had allocated, buffers and activations of the baseline included; "
-        "this is weights (2 bits for 16, words stay at 16) and keys and values or states; 2 bits cannot pass "
+        why="the paper's is measured, beside an unoptimised model whose buffers and activations are not here: "
+        "these are weights (2 bits for 16, words stay at 16) and keys and values or states; 2 bits cannot pass "
         "8 for weights, and 1.58 bits 10.1",
     ),
     Headline("FaViT-B2", "share of the weights of Swin-T", 0.86, "abstract, -14 %",
