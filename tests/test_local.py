@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import subquad
 from subquad.ir import OPS, Graph, TensorType, building, cost, evaluate, parse, symbol
 from subquad.ir.dims import evaluate as at
 from subquad.ir.ops.attention import attention
@@ -187,3 +189,51 @@ def test_once_is_enough():
     result = EXACT(graph)
     assert EXACT(result) is result
     assert apart(graph, parse(str(result)), 60) < 1e-12
+
+
+# ---- in a model ----------------------------------------------------------------------------------
+
+
+class Windowed(torch.nn.Module):
+    """Attention to the last 24 tokens that are no padding; other rows as a finite minus infinity has it."""
+
+    def forward(self, q, k, v, keep):
+        i = torch.arange(q.shape[2])
+        near = (i[None] <= i[:, None]) & (i[:, None] - i[None] < 24)
+        scores = q @ k.repeat_interleave(2, 1).mT * 0.5
+        scores = scores.masked_fill(~(near & keep[:, None, None]), torch.finfo(q.dtype).min)
+        return scores.softmax(-1) @ v.repeat_interleave(2, 1)
+
+
+class Retention(torch.nn.Module):
+    """Multi-scale retention (arXiv:2307.08621) as a square."""
+
+    def forward(self, q, k, v, keep):
+        i = torch.arange(q.shape[2])
+        gamma = 1 - torch.exp2(-5.0 - torch.arange(q.shape[1]))
+        gap = i[:, None] - i[None]
+        decay = torch.where(gap >= 0, gamma[:, None, None] ** gap, 0.0)
+        k = k.repeat_interleave(2, 1) * keep[:, None, :, None]
+        return (q @ k.mT * decay * 0.5) @ v.repeat_interleave(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "rule"), [(Windowed(), "window_in_blocks"), (Retention(), "product_first")]
+)
+def test_models_become_linear_and_stay_trainable(model, rule):
+    """Values and gradients in f32, against the model's own in f64; the log shows the rule."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, h, 300, 8, requires_grad=True) for h in (4, 2, 2))
+    keep = torch.ones(2, 300, dtype=torch.bool)
+    keep[1, :100] = False  # rows without any key
+    fast = subquad.optimize(model, (q, k, v, keep))
+    assert fast.log.applied()[rule] == 1 and not any(step.undone for step in fast.log.steps)
+    assert rule in str(fast.log)
+    weigh = torch.randn(2, 4, 300, 8)
+    found = [fast(q, k, v, keep)]
+    found += torch.autograd.grad((found[0] * weigh).sum(), (q, k, v))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    wanted = [model(*exact, keep)]
+    wanted += torch.autograd.grad((wanted[0] * weigh.double()).sum(), exact)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(1.0, b.abs().max())
