@@ -8,7 +8,7 @@ formulas. Papers' counters count products (linear, matmul, convolution, attentio
 call a multiply-add one FLOP, so products are what is compared; what every op costs is printed beside it.
 
 Settings are the papers' where they are known, and no figure was fitted. Where a setting is not known, the
-row says so. Figures "recalled" were not checked against a text.
+row says so.
 """
 
 from __future__ import annotations
@@ -355,9 +355,9 @@ HEADLINES = (
     Headline(
         "MatMul-free LM", "times less memory, 13 G weights, inference", 10.0, "abstract, 'more than'",
         lambda: alone(lm_bytes(False) / lm_bytes(True)),
-        why="the paper's is measured, beside an unoptimised model whose buffers and activations are not here: "
-        "these are weights (2 bits for 16, words stay at 16) and keys and values or states; 2 bits cannot pass "
-        "8 for weights, and 1.58 bits 10.1",
+        why="the paper's is measured beside an unoptimised model, whose buffers and activations we leave out: "
+        "these are weights (2 bits for 16, words stay at 16) and keys and values or states; 2 bits cannot "
+        "pass 8 for weights, and 1.58 bits 10.1",
     ),
     Headline("FaViT-B2", "share of the weights of Swin-T", 0.86, "abstract, -14 %",
              lambda: alone(favit_b2_weights() / swin_t_weights())),
