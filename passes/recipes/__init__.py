@@ -15,6 +15,7 @@ from .hedgehog import hedgehog
 from .hsm_ssd import hsm_ssd
 from .inline import inline
 from .kinetics import kinetics
+from .kronecker import polynomial, tensor_attention
 from .lamamba import lamamba
 from .liger import liger
 from .lightning import lightning
@@ -40,10 +41,10 @@ from .window import window
 from .zeroi2v import zeroi2v
 
 __all__ = [
-    "ALL", "RECIPES", "Mixing", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
+    "ALL", "Mixing", "RECIPES", "Recipe", "activator", "agent", "agent_sd", "based", "cosformer",
     "deltanet", "discrete_mamba2", "ecoformer", "efficient_attention", "ehrmamba", "elu1", "favit",
     "gated_deltanet", "gla", "hedgehog", "hsm_ssd", "inline", "kda", "kinetics", "lamamba", "liger",
     "lightning", "linformer", "linfusion", "lingen", "lion", "lion_retnet", "lion_rwkv", "lolcats",
-    "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "recipe", "recipe_named", "retnet", "rwkv6",
-    "sla", "taylor1", "taylor2", "vig", "wersa", "window", "zeroi2v",
+    "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "polynomial", "recipe", "recipe_named",
+    "retnet", "rwkv6", "sla", "taylor1", "taylor2", "tensor_attention", "vig", "wersa", "window", "zeroi2v",
 ]  # fmt: skip
