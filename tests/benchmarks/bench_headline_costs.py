@@ -355,7 +355,7 @@ HEADLINES = (
     Headline(
         "MatMul-free LM", "times less memory, 13 G weights, inference", 10.0, "abstract, 'more than'",
         lambda: alone(lm_bytes(False) / lm_bytes(True)),
-        why="the paper's is measured beside an unoptimised model, whose buffers and activations we leave out: "
+        why="the paper's is measured beside an unoptimised model; its buffers and activations are left out: "
         "these are weights (2 bits for 16, words stay at 16) and keys and values or states; 2 bits cannot "
         "pass 8 for weights, and 1.58 bits 10.1",
     ),
