@@ -170,7 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--captured", action="store_true", help="before any pass")
     show.add_argument("--sources", action="store_true", help="with source lines")
     recipes = command("recipes", _recipes, "the linear-complexity replacements for attention",
-            "Lists the recipes that --attention takes.", target=False)  # fmt: skip
+            "Lists the recipes that --attention takes: what they honour, need, learn and cost.",
+            target=False)  # fmt: skip
+    recipes.add_argument("names", nargs="*", metavar="RECIPE", help="only these, as in window(size=16)")
     recipes.add_argument("--markdown", action="store_true", help="as a table in Markdown")
     command("ops", _ops, "the vocabulary of the graph, as a table in Markdown",
             "Lists every op: its name, the aten overloads it stands for, what it computes.",
@@ -251,13 +253,11 @@ def _print(given: Any) -> int:
 
 
 def _recipes(given: Any) -> int:
-    from .passes import RECIPES
-    from .tables import plain, recipe_markdown, recipe_table
+    from .catalogue import recipe_markdown, recipe_text
+    from .passes import RECIPES, recipe_named
 
-    if given.markdown:
-        print(recipe_markdown(RECIPES))
-    else:
-        print(plain(recipe_table(RECIPES), width=columns()))
+    chosen = {name: recipe_named(name) for name in given.names or RECIPES}
+    print(recipe_markdown(chosen) if given.markdown else recipe_text(chosen, columns()))
     return 0
 
 

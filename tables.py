@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -64,21 +64,6 @@ def error(e: float | None) -> str:
     return "-" if e is None else "0" if e == 0 else f"{e:.1e}"
 
 
-def recipe_table(recipes: Mapping[str, Any]) -> Table:
-    """The recipes that `attention=` takes: kind, masks they respect, paper, what they do."""
-    table = grid(*RECIPE_COLUMNS)
-    for row in _recipe_rows(recipes):
-        table.add_row(*row)
-    return table
-
-
-def recipe_markdown(recipes: Mapping[str, Any]) -> str:
-    """The same as a table in Markdown, for docs/recipes.md."""
-    rows = [RECIPE_COLUMNS, ("---",) * len(RECIPE_COLUMNS)]
-    rows += [(f"`{name}`", *rest) for name, *rest in _recipe_rows(recipes)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def op_markdown(ops: Mapping[str, Any]) -> str:
     """The vocabulary as a table in Markdown, for docs/ops.md: op, aten overloads, what it computes."""
     rows = [("op", "aten overloads", "what it computes"), ("---",) * 3]
@@ -87,13 +72,3 @@ def op_markdown(ops: Mapping[str, Any]) -> str:
         aten = ", ".join(f"`{overload}`" for overload in defn.aten)
         rows.append((f"`{name}`", aten or "-", what.replace("|", "\\|")))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-RECIPE_COLUMNS = ("recipe", "kind", "masks", "paper", "what it does")
-
-
-def _recipe_rows(recipes: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for name, r in recipes.items():
-        what = (r.doc or "").strip().splitlines() or [""]
-        masks = sorted(r.masks, key=lambda kind: (kind != "none", kind.count("+"), kind))
-        yield name, r.kind, ", ".join(masks), r.paper or "-", what[0]

@@ -13,8 +13,8 @@ from ..ir.ops.attention import attention
 from ..ir.types import f32
 from .recipes import Mixing, Recipe
 
-HEADS, HEAD_DIM, LAYERS, FRAMES = 12, 64, 12, 8
-"""The attention that prices are of: 12 heads of 64, the second of 12 layers; videos have 8 frames."""
+HEADS, HEAD_DIM, LAYERS, FRAMES = 12, 64, 12, 4
+"""The attention that prices are of: 12 heads of 64, the second of 12 layers; videos have 4 frames."""
 
 MOST, BLOCK = 1 << 20, 256
 """The most tokens that are looked at. Costs rise in steps of blocks, and above a crossover so many tokens
@@ -25,8 +25,8 @@ are looked at for a step back."""
 class Price:
     """What a recipe costs at 12 heads of 64.
 
-    exponent: of FLOPs in tokens, towards a million of them. each: FLOPs a token and head at 16,384 tokens
-    (8,192 of a video). crossover: the number of tokens from which on its FLOPs are fewer than exact
+    exponent: of FLOPs in tokens, towards a million of them. each: FLOPs a token and head at 16,384
+    tokens. crossover: the number of tokens from which on its FLOPs are fewer than exact
     attention's under the same mask; None where they are not at a million.
     """
 
@@ -48,7 +48,7 @@ class _Layout:
 def price(recipe: Recipe) -> Price:
     """By the symbolic cost of the ops that the recipe builds. Raises RecipeError where it refuses.
 
-    Where it needs a grid that is a square, of 8 frames where it is for videos.
+    Where it needs a grid that is a square, of 4 frames where it is for videos.
     """
     at, exact = _layout(recipe), _sequence(None, "none" not in recipe.masks)
 
@@ -86,7 +86,7 @@ def _layout(recipe: Recipe) -> _Layout:
 
 def _layouts(recipe: Recipe) -> Iterator[_Layout]:
     if "grid" in recipe.needs:
-        for frames, middle, most in ((), 1 << 6, 1 << 9), ((FRAMES,), 1 << 4, 1 << 7):
+        for frames, middle, most in ((), 1 << 6, 1 << 9), ((FRAMES,), 1 << 5, 1 << 8):
             tokens = functools.partial(_tokens, frames)
             yield _Layout(
                 tokens, lambda s, f=frames, t=tokens: _flops(recipe, t(s), (*f, 2 * s, 2 * s)), middle, most

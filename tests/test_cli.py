@@ -232,23 +232,26 @@ def test_attention(given, chosen):
 
 
 def test_recipes(capsys):
-    code, out, err = run(capsys, "recipes")
+    code, out, err = run(capsys, "recipes", "elu1", "window(size=16)", "activator")
     assert code == 0, err
-    assert "elu1" in out and "arXiv" in out
+    assert "arXiv:2006.16236" in out and "hedgehog" not in out
+    rows = {line.split()[0]: line for line in out.splitlines() if line[:1].strip()}
+    assert rows["activator"].startswith("activator"), "it refuses by name, and is listed"
+    assert "proj_3: 0, so that it adds nothing" in out
 
 
-def test_the_page_on_recipes_is_what_they_say(capsys):
-    _, table, _ = run(capsys, "recipes", "--markdown")
-    page = Path(cli.__file__).with_name("docs") / "recipes.md"
-    assert table.strip() in page.read_text("utf-8"), "paste `subquad recipes --markdown` into it"
+def test_a_recipe_that_there_is_not(capsys):
+    code, _, err = run(capsys, "recipes", "elu2")
+    assert code == 1 and "elu1" in err
 
 
-def test_the_page_on_ops_is_what_is_declared():
-    # of its own process: other tests declare ops
-    code = "from subquad.cli import main; main(['ops'])"
+@pytest.mark.parametrize("page, command", [("recipes", "recipes --markdown"), ("ops", "ops")])
+def test_the_page_is_what_is_declared(page, command):
+    # of its own process: other tests declare ops and recipes
+    code = f"from subquad.cli import main; main({command.split()})"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    page = Path(cli.__file__).with_name("docs") / "ops.md"
-    assert said.stdout in page.read_text("utf-8"), "paste `subquad ops` into it"
+    page = Path(cli.__file__).with_name("docs") / f"{page}.md"
+    assert said.stdout in page.read_text("utf-8"), f"paste `subquad {command}` into it"
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "transformers"])

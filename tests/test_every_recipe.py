@@ -1,14 +1,19 @@
 """Every recipe by name in whole models: it runs and learns, or it says why not; nothing else happens."""
 
 import functools
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from subquad.ir import RecipeError
-from subquad.passes import RECIPES
+from subquad.ir import OPS, No, RecipeError, TensorType, building
+from subquad.ir.ops.attention import attention
+from subquad.ir.types import f32
+from subquad.passes import RECIPES, compare_costs, recipe_named
+from subquad.passes.prices import HEAD_DIM, price
+from subquad.passes.prices import HEADS as TWELVE
 from subquad.trial import Trial
 
 D, HEADS = 32, 2
@@ -120,3 +125,27 @@ def test_it_goes_into_models_or_says_why_not(name):
     assert any([put(name, model) for model in MODELS]) == (name not in SPELT)
     if name in SPELT:
         assert any([put(SPELT[name], model) for model in MODELS])
+
+
+@pytest.mark.parametrize("spec", ["elu1", "window", "window(size=200)", "taylor2", "liger", "nystrom"])
+def test_a_crossover_is_where_the_costs_cross(spec):
+    """By the costs that linearize itself weighs: not fewer FLOPs one token below, fewer from there on."""
+    recipe = recipe_named(spec)
+    crossover = price(recipe).crossover
+    for n in (crossover - 1, *range(crossover, crossover + 300, 7), 4 * crossover):
+        with building():
+            q, k, v = (OPS["input"](name=x, type=TensorType(f32, (1, TWELVE, n, HEAD_DIM))) for x in "qkv")
+            op = attention(q, k, v, scale=HEAD_DIM**-0.5, causal="none" not in recipe.masks).op
+        found = compare_costs(op, recipe)
+        assert not isinstance(found, No), found.reason
+        assert (found[1].flops < found[0].flops) == (n >= crossover), n
+
+
+@pytest.mark.parametrize("spec, exponent", [("elu1", 1), ("lamamba", 1), ("linformer", 1), ("zeroi2v", 2)])
+def test_exponents_are_what_the_papers_say(spec, exponent):
+    assert math.isclose(price(recipe_named(spec)).exponent, exponent, abs_tol=0.01)
+
+
+def test_what_refuses_by_name_has_no_price():
+    with pytest.raises(RecipeError, match="accept_no_mixing"):
+        price(recipe_named("activator"))
