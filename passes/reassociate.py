@@ -238,7 +238,7 @@ class _Search:
         inner = [step for step in chain.steps[:count] if not step.moves]
         if any(step.causal for step in inner):
             result = self.causal_product(a, b, c, inner)
-        elif any(step.decay.log or step.decay.rows for step in inner if step.decay):
+        elif any(step.decay is not None and step.decay.log is not None for step in inner):
             return None
         else:
             weighed = b

@@ -156,6 +156,19 @@ def test_decays_are_recurrences(case, normalize, first):
     assert all(error(graph, result, n) < 1e-11 for n in (1, 2, 7, 70))
 
 
+@pytest.mark.parametrize("gap", [abs_, lambda x: x], ids=["magnitude", "signed"])
+def test_a_mask_may_come_later(gap):
+    """A decay of distances both ways is one of the past where another step masks the future."""
+    with building():
+        x = [OPS["input"](name=c, type=TensorType(f32, (B, H, N, D))) for c in "qkv"]
+        x.append(OPS["input"](name="a", type=TensorType(f32, (B, H, N))))
+        weights = tril(mul(matmul(x[0], swap(x[1])), pow(const(0.9), gap(distance()))))
+        graph = Graph("later", x, (matmul(weights, x[2]),))
+    result, _ = rewritten(graph)
+    assert "linear_attention" in names(result)
+    assert all(error(graph, result, n) < 1e-11 for n in (1, 2, 40))
+
+
 @given(st.sampled_from(sorted(DECAYS)), st.integers(1, 40), st.integers(0, 99))
 def test_decays_of_any_numbers(case, n, seed):
     """Whatever the data."""
