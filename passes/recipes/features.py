@@ -270,8 +270,10 @@ def cosine(x: Value, *, length: Dim, start: Dim = 0) -> Value:
     y, n = e.relu(wide(x)), x.shape[2]
     if isinstance(length, int) and isinstance(n, int) and isinstance(start, int) and length < start + n:
         raise IRError(f"positions reach {start + n}, beyond length={length}")
-    known = isinstance(length, int)
-    total = float(length) if known else as_dtype(OPS["size"](value=length, dtype=i64), y.dtype)
+    if isinstance(length, int):
+        total: Value | float = float(length)
+    else:
+        total = as_dtype(OPS["size"](value=length, dtype=i64), y.dtype)
     place = as_dtype(arange(start=start + 1, end=n + start + 1, dtype=i64), y.dtype)
     angle = s.reshape(e.minimum(place, total) * (math.pi / 2) / total, shape=(n, 1))
     return as_dtype(s.cat(y * e.cos(angle), y * e.sin(angle), dim=3), x.dtype)
