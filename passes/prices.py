@@ -86,20 +86,26 @@ def _layout(recipe: Recipe) -> _Layout:
 
 def _layouts(recipe: Recipe) -> Iterator[_Layout]:
     if "grid" in recipe.needs:
-        for frames, middle, most in ((), 1 << 6, 1 << 9), ((FRAMES,), 1 << 5, 1 << 8):
-            tokens = functools.partial(_tokens, frames)
-            yield _Layout(
-                tokens, lambda s, f=frames, t=tokens: _flops(recipe, t(s), (*f, 2 * s, 2 * s)), middle, most
-            )
+        yield _grid(recipe, (), 1 << 6, 1 << 9)
+        yield _grid(recipe, (FRAMES,), 1 << 5, 1 << 8)
         return
     causal = "none" not in recipe.masks
-    for open_ in (True, False):  # some must know how many tokens there are
-        flops = _sequence(recipe, causal) if open_ else lambda n: _flops(recipe, n, causal=causal)
+
+    def known(n: int) -> int:
+        return evaluate(_flops(recipe, n, causal=causal), {})
+
+    for flops in (_sequence(recipe, causal), known):  # some must know how many tokens there are
         yield _Layout(lambda n: n, flops, 1 << 14, MOST)
 
 
-def _tokens(frames: tuple[int, ...], size: int) -> int:
-    return math.prod(frames) * (2 * size) ** 2
+def _grid(recipe: Recipe, frames: tuple[int, ...], middle: int, most: int) -> _Layout:
+    def tokens(half: int) -> int:
+        return math.prod(frames) * (2 * half) ** 2
+
+    def flops(half: int) -> int:
+        return evaluate(_flops(recipe, tokens(half), (*frames, 2 * half, 2 * half)), {})
+
+    return _Layout(tokens, flops, middle, most)
 
 
 def _sequence(recipe: Recipe | None, causal: bool) -> Callable[[int], int]:
