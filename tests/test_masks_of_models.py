@@ -136,3 +136,16 @@ def test_windows_of_images():
     first, second = (classify_op(site.op) for site in fast.sites)
     assert (first.kind, second.kind, second.hard) == ("bias", "packed+bias", False)
     assert second.segments[0].shape[-1] == 16 and first.bias.shape == (1, 2, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["Llama", pytest.param("Mistral", marks=pytest.mark.slow)])
+def test_ids_alone_are_one_sequence(name):
+    """Positions that the model counts itself start anew nowhere: what looks for packing finds none."""
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**{**LOCAL, "num_hidden_layers": 1}, use_cache=False)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    ids, sizes = torch.ones(2, TOKENS, dtype=torch.long), {0: torch.export.Dim("b"), 1: torch.export.Dim("n")}
+    for shapes in (None, {"input_ids": sizes}):
+        (site,) = subquad.explain(model, (), {"input_ids": ids}, dynamic_shapes=shapes).sites
+        assert site.mask == ("causal" if name == "Llama" else "causal+window")

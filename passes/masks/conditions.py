@@ -159,6 +159,8 @@ def choice(c: Condition, a: Term, b: Term) -> Term:
         return some((every((c, a)), every((negated(c), b))))
     if isinstance(c, Known) or a == b:
         return a if a == b or c == TRUE else b
+    if isinstance(c, Le) and isinstance(a, Sum) and isinstance(b, Sum) and _agree(c.sum, a, b):
+        return b
     a, b = _assuming(c, a), _assuming(negated(c), b)
     inner, outer, swap = (a, b, False) if isinstance(_chosen(a), Choice) else (b, a, True)
     chosen = _chosen(inner)
@@ -169,6 +171,16 @@ def choice(c: Condition, a: Term, b: Term) -> Term:
         return choice(every((here, negated(chosen.condition))), chosen.b, chosen.a)
     found = Choice(c, a, b)
     return one(found) if isinstance(a, Sum) else found
+
+
+def _agree(x: Sum, a: Sum, b: Sum) -> bool:
+    """Whether a == b wherever x <= 0: x is never below 0, and they differ by a multiple of it."""
+    low, _ = bounds(x)
+    if low is None or not at_least(low, 0):
+        return False
+    gap, (atoms, c) = dict(plus(b, a, -1).terms), min(x.terms, key=repr)
+    many = gap.get(atoms, 0)
+    return isinstance(many, int) and isinstance(c, int) and many % c == 0 and scaled(x, many // c).terms == gap.items()
 
 
 def _chosen(x: Term) -> Any:
