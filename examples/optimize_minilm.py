@@ -9,7 +9,8 @@ import torch
 from torch.export import Dim
 
 import subquad
-from subquad.demo import damage, docstrings, minilm
+from subquad.demo import docstrings, minilm
+from subquad.trial import Damage
 
 model, tokenize = minilm()
 texts = docstrings(16)
@@ -32,6 +33,6 @@ linear = subquad.optimize(
 for site in linear.sites:
     print(f"{site.path}: {site.decision}")
 with torch.no_grad():
-    cosine, smallest, same = damage(model(ids, mask), linear(ids, mask))
-print(f"\nembeddings with one linear layer: mean cosine {cosine:.3f}, smallest {smallest:.3f},")
-print(f"nearest neighbour the same for {same:.0%} of the texts")
+    damage = Damage.of(model(ids, mask), linear(ids, mask))
+print(f"\nembeddings with one linear layer: mean cosine {damage.cosine:.3f}, smallest {damage.smallest:.3f},")
+print(f"nearest neighbour the same for {damage.same:.0%} of the texts")

@@ -34,7 +34,7 @@ SHORT = {
     "liger": "liger(size=16)", "lolcats": "lolcats(size=16)", "pisa": "pisa(size=16)",
     "taylor2": "taylor2(size=16)", "window": "window(size=16)",
 }  # fmt: skip
-"""Recipes that by name alone see all of texts this short exactly, or most of them, and as they are tried too."""
+"""Recipes that by name alone see all of texts this short exactly, or most, are tried like this as well."""
 
 
 class States(nn.Module):
