@@ -9,8 +9,9 @@ that attention is not flat: a ViT of transformers, four layers, 14 x 14 patches 
 inferred; GPT-2 and Llama of two layers, 96 tokens, causal, the second half of one text padding. Each model
 is captured once.
 
-cos is the mean cosine of the embeddings (of MiniLM's sentences, the ViT's class token, the causal models'
-states of tokens that are no padding) with the original's; err the norm of the difference over the norm.
+cos is the mean cosine of the embeddings (of MiniLM's sentences; else of all tokens that are no padding:
+class tokens alone would flatter recipes that keep theirs exact) with the original's; err the norm of the
+difference over the norm of the original's.
 "mask": the recipe does not honour the model's mask. "-": it refuses for a reason that stands below.
 """
 
@@ -38,7 +39,7 @@ SHORT = {
 
 
 class States(nn.Module):
-    """Embeddings [b, d] of pictures, or [tokens, d] of the tokens that are no padding."""
+    """The last states [b, n, d] of all tokens of pictures, or of texts, where they are 0 at padding."""
 
     def __init__(self, model):
         super().__init__()
@@ -47,7 +48,7 @@ class States(nn.Module):
     def forward(self, x, mask=None):
         """mask: [b, n], 0 at padding, for a causal model."""
         if mask is None:
-            return self.model(x).last_hidden_state[:, 0]
+            return self.model(x).last_hidden_state
         return self.model(x, attention_mask=mask).last_hidden_state * mask[..., None]
 
 
@@ -97,7 +98,7 @@ def attempt(trial, args, exact, spec):
         return None, why
     with torch.no_grad():
         after = fast(*args)
-    if exact.ndim == 3:  # states, 0 at padding
+    if exact.ndim == 3 and len(args) == 2:
         exact, after = (x[args[1].bool()] for x in (exact, after))
     return Damage.of(exact, after), why and f"in {len(sites) - len(left)} of {len(sites)} layers: {why}"
 
