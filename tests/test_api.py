@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import subquad
 from subquad.ir import OPS, BackendError, CaptureError, RecipeError, SubquadError
+from subquad.ir.dims import evaluate
 from subquad.passes import EXACT, Pipeline, pass_
 
 
@@ -84,7 +85,7 @@ def test_gradients_are_those_of_the_model(model):
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("recipe", sorted(subquad.RECIPES))
+@pytest.mark.parametrize("recipe", ["elu1", "performer", "taylor1", "window"])
 def test_a_recipe_by_name_takes_every_site_and_trains(model, recipe):
     fast = subquad.optimize(model, (X,), attention=recipe)
     assert {site.decision for site in fast.sites} == {recipe}
@@ -218,4 +219,6 @@ def test_what_could_be_gained_is_priced_where_the_mask_allows(model):
     assert {gain.site for gain in fast.log.gains} == {site.path for site in fast.sites}
     elu = next(gain for gain in fast.log.gains if gain.recipe == "elu1")
     assert elu.after.flops < elu.before.flops
-    assert 'attention="elu1"' in str(fast.log)
+    usable = [gain for gain in fast.log.gains if gain.kind != "needs training"]
+    best = min(usable, key=lambda gain: evaluate(gain.after.flops, fast.log.sizes))
+    assert f'attention="{best.recipe}"' in str(fast.log)

@@ -360,7 +360,11 @@ def test_graphs_of_the_fuzzer_run(monkeypatch):
             wanted, _ = evaluate(graph, [wide(x) for x in given])
         except IRError:  # an index out of range
             continue
-        got, _ = MLIRExecutable(graph, 0)(given, {})
+        try:
+            got, _ = MLIRExecutable(graph, 0)(given, {})
+        except BackendError as error:
+            assert "unimplemented" in str(error), error  # torch-mlir lacks pow of integers, and says so
+            continue
         for a, b in zip(wanted, got, strict=True):
             said = difference(a, wide(b), 1e-8)
             assert said is None or "sign of a zero" in said, f"{said}\n{graph}"

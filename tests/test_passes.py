@@ -677,9 +677,9 @@ def test_masks_are_proved_through_index_arithmetic():
     graph = build(masked, HEADS, HEADS, HEADS, TensorType(bool_, (B, N)))
     (site,) = find_sites(run(graph))
     assert site.mask == "causal+padding"
-    assert [str(r) for _, r, _, _ in possible_gains(graph, {"b": 1, "n": 4096})] == [
-        "elu1", "taylor1", "window"
-    ]  # fmt: skip
+    gains = {str(r): r for _, r, _, _ in possible_gains(graph, {"b": 1, "n": 4096})}
+    assert {"elu1", "taylor1", "window"} <= gains.keys()
+    assert all("causal+padding" in r.masks and not r.needs for r in gains.values())
     assert list(possible_gains(graph, {"b": 1, "n": 2})) == []
 
 

@@ -178,9 +178,9 @@ def _agree(x: Sum, a: Sum, b: Sum) -> bool:
     low, _ = bounds(x)
     if low is None or not at_least(low, 0):
         return False
-    gap, (atoms, c) = dict(plus(b, a, -1).terms), min(x.terms, key=repr)
-    many = gap.get(atoms, 0)
-    return isinstance(many, int) and isinstance(c, int) and many % c == 0 and scaled(x, many // c).terms == gap.items()
+    gap, (atoms, c) = plus(b, a, -1), min(x.terms, key=repr)
+    many = dict(gap.terms).get(atoms, 0)
+    return isinstance(many, int) and isinstance(c, int) and many % c == 0 and scaled(x, many // c) == gap
 
 
 def _chosen(x: Term) -> Any:
