@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from largest import Largest
 from torch.utils.flop_counter import FlopCounterMode
 
 from subquad.backends.linear_attention import CHUNK, kernels, linear_attention, linear_attention_backward
@@ -172,16 +173,6 @@ def test_later_tokens_change_no_earlier_output():
 
 def test_memory_is_linear():
     """No tensor of n x n entries, forward or backward: none larger than a few operands."""
-
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in torch.utils._pytree.tree_leaves(out):
-                if isinstance(x, torch.Tensor):
-                    self.size = max(self.size, x.untyped_storage().nbytes() // x.itemsize)
-            return out
 
     n = 4096
     q, k, v = operands(n, b=1, h=1, g=1, d=32, e=32, dtype=torch.float32)

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from restatements.window import row
 
 import subquad
 from subquad.ir import (
@@ -85,18 +86,7 @@ def taylor1(q, k, v, seen, i, scale):
 
 def window(variance):
     def formula(q, k, v, seen, i, scale):
-        q, block = q * scale, seen // SIZE - i // SIZE
-        local = np.abs(block) <= 1
-        weights, values = list(np.exp(k[local] @ q)), list(v[local])
-        if not local.all():
-            kt, vt = k[~local], v[~local]
-            dk, dv = kt - kt.mean(0), vt - vt.mean(0)
-            level = kt.mean(0) @ q + (0.5 * np.mean((dk @ q) ** 2) if variance else 0)
-            weights.append(len(kt) * np.exp(level))
-            values.append(vt.mean(0) + (dv.T @ dk / len(kt)) @ q)
-        if not weights:
-            return np.zeros(v.shape[1])
-        return np.asarray(weights) @ np.asarray(values) / sum(weights)
+        return row(q * scale, k, v, seen, i, size=SIZE, variance=variance)
 
     return formula
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from instances import graph_of, tensor
+from largest import Largest
 
 from subquad.backends import backend
 from subquad.backends.linear_attention import (
@@ -433,16 +434,6 @@ def test_memory_and_flops_are_linear_in_tokens(kind):
         graph = graph_of(lambda *x, c=causal: OPS["linear_attention"](*x, causal=c, normalize=True), *types)
         flops = cost(graph).flops
         assert flops == n * (flops // n)
-
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in torch.utils._pytree.tree_leaves(out):
-                if isinstance(x, torch.Tensor):
-                    self.size = max(self.size, x.untyped_storage().nbytes() // x.itemsize)
-            return out
 
     case = Case(2048, kind, heads=(1, 1, 1), b=1, d=32, e=32, dtype=torch.float32)
     args = [None if x is None else x.detach() for x in case.operands]
