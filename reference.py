@@ -53,7 +53,10 @@ def grouped_mm(
 ) -> torch.Tensor:
     """rows [n, k] times matrices [g, k, m], group i up to row ends[i]; torch's own takes no float64."""
     if ends is None or rows.dim() != 2 or matrices.dim() != 3:
-        raise NotImplementedError("grouped_mm in float64 is known for groups of rows only")
+        raise NotImplementedError(
+            f"the float64 run of a model knows grouped_mm for rows [n, k] in groups and matrices [g, k, m], "
+            f"not for {list(rows.shape)} and {list(matrices.shape)}; compare against the model itself instead"
+        )
     made = rows.new_zeros(rows.shape[0], matrices.shape[-1])
     start = 0
     for matrix, end in zip(matrices, ends.tolist()):

@@ -14,6 +14,7 @@ from subquad.comparison import Difference, leaves
 from subquad.harness import bisect, compare
 from subquad.measure import exponent, flops, peak_memory, times
 from subquad.passes.pipeline import PASSES, Pipeline, pass_
+from subquad.reference import grouped_mm
 
 
 class Softmax(nn.Module):
@@ -338,3 +339,13 @@ def test_the_callers_random_numbers_go_on_undisturbed():
     torch.manual_seed(7)
     compare(model, optimize(model, (x,)), (x,), repeats=0)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_grouped_products_have_a_float64_run():
+    """Each row times the matrix of its group, an empty group between; other forms are refused by shape."""
+    rows, matrices, ends = torch.randn(7, 4), torch.randn(3, 4, 5), torch.tensor([2, 2, 7])
+    group = torch.tensor([0, 0, 2, 2, 2, 2, 2])
+    wanted = torch.einsum("nk,nkm->nm", rows.double(), matrices[group].double())
+    torch.testing.assert_close(grouped_mm(rows.double(), matrices.double(), ends), wanted)
+    with pytest.raises(NotImplementedError, match="rows"):
+        grouped_mm(matrices, matrices)
