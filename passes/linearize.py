@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..ir import OPS, Cost, Graph, IRError, No, Op, RecipeError, TensorType, Value, building, cost
+from ..ir import OPS, Cost, Dim, Graph, IRError, No, Op, RecipeError, TensorType, Value, building, cost
 from ..ir import replace as replace_ops
 from ..ir.attributes import attr_key
 from ..ir.dims import evaluate
@@ -32,42 +33,31 @@ from .tokens import projected
 def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[str, str] = {}) -> Graph:
     """Replace attentions by recipes: {glob of module paths: recipe or its name}.
 
+    A glob may also name one site of a path that has several: "layers.3.attn#7" is the site of index 7.
     grids: {glob: "14x14"}, the grid of the tokens where the graph does not tell it.
 
     Raises RecipeError for an unknown recipe and for a glob that matches no site.
     """
     chosen = {glob: recipe_named(spec) for glob, spec in recipes.items()}
     sites = find_sites(graph)
-    paths, why = {site.op: site.path for site in sites}, {site.op: site.reason for site in sites}
-    if chosen and not paths:
+    if chosen and not sites:
         raise RecipeError("no attention was found in this model, so there is nothing for a recipe to replace")
-    for glob in chosen:
-        if not any(fnmatchcase(path, glob) for path in paths.values()):
-            known = ", ".join(dict.fromkeys(paths.values())) or "none"
+    wanted: dict[Op, Recipe] = {}
+    for glob, named in chosen.items():
+        at = [site.op for i, site in enumerate(sites) if _lies(site, i, glob)]
+        if not at:
+            known = ", ".join(dict.fromkeys(site.path for site in sites))
             raise RecipeError(f"no attention lies at {glob!r}; sites: {known}")
-    record = current_journal()
-    laid_out, given = token_grids(graph), {glob: _grid(text) for glob, text in grids.items()}
-    order = {op: i for i, op in enumerate(paths)}
-    names: Counter[str] = Counter()
+        wanted = dict.fromkeys(at, named) | wanted  # the first glob decides
+    record, why = current_journal(), {site.op: site.reason for site in sites}
+    where = places(graph, sites, grids)
 
     def make(op: Op, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
-        if op not in paths or record.spent:
-            return None
-        path = paths[op]
-        found = next((r for g, r in chosen.items() if fnmatchcase(path, g)), None)
-        if found is None:
+        found = wanted.get(op)
+        if found is None or record.spent:
             return None
         if op.name == "attention":
-            name = found.name if ":" in path else f"{path}.{found.name}"  # a line is no module
-            names[name] += 1
-            name += f"_{names[name]}" if names[name] > 1 else ""
-            told = next((g for glob, g in given.items() if fnmatchcase(path, glob)), None)
-            n = op.types[0].shape[2]
-            grid, before = laid_out.get(n, ((), 0)) if told is None else (told, n - product(told))
-            if not isinstance(before, int) or before < 0:
-                raise RecipeError(f"{path!r} has {n} tokens, which a grid of {told} cannot hold")
-            where = dict(name=name, index=order[op], count=len(order), grid=grid, before=before)
-            result = substitute(op, inputs, found, **where)
+            result = substitute(op, inputs, found, where[op])
         else:
             result = No(f"it stays as it is: {why[op]}", op.results[0])
         record.record(f"{LINEARIZE}{found}", op, result)
@@ -76,20 +66,63 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[s
     return replace_ops(graph, make, via="linearize")
 
 
+def _lies(site: Site, index: int, glob: str) -> bool:
+    return fnmatchcase(site.path, glob) or fnmatchcase(f"{site.path}#{index}", glob)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attention stands in its model.
+
+    name: what names of learned weights start with, "{}" for the recipe's. index: which site it is of
+    `count`. grid, before: the token grid and how many tokens stand before it, as of `Mixing`.
+    """
+
+    name: str = "{}"
+    index: int = 0
+    count: int = 1
+    grid: tuple[Dim, ...] = ()
+    before: Dim = 0
+
+
+def places(graph: Graph, sites: Sequence[Site], grids: Mapping[str, str] = {}) -> dict[Op, Place]:
+    """Where the attentions of a graph stand; grids as of `linearize`.
+
+    Names are those of the modules, and do not change with what is replaced elsewhere.
+    """
+    laid_out, given = token_grids(graph), {glob: _grid(text) for glob, text in grids.items()}
+    met: Counter[str] = Counter()
+    found = {}
+    for index, site in enumerate(sites):
+        if site.op.name != "attention":
+            continue
+        start = "{}" if ":" in site.path else f"{site.path}.{{}}"  # a line is no module
+        met[start] += 1
+        name = start + (f"_{met[start]}" if met[start] > 1 else "")
+        n = site.op.types[0].shape[2]
+        told = next((g for glob, g in given.items() if fnmatchcase(site.path, glob)), None)
+        grid, before = laid_out.get(n, ((), 0)) if told is None else (told, n - product(told))
+        found[site.op] = Place(name, index, len(sites), grid, before)
+    return found
+
+
 def _grid(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", text):
         raise RecipeError(f"a grid is one to three sizes, '14x14', not {text!r}")
     return tuple(map(int, text.split("x")))
 
 
-def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: Any) -> Value | No:
+def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, place: Place = Place()) -> Value | No:
     """The recipe in the place of an `attention` op on new inputs, or why not.
 
-    where: what is known of the place: name, index, count, grid and before of `Mixing`.
+    Raises RecipeError where the tokens do not fit on the grid that was given.
     """
     q, k, v = inputs[:3]
     if q is None or k is None or v is None:
         return No("an operand is missing", op.results[0])
+    if not isinstance(place.before, int) or place.before < 0:
+        path, grid = op.source.split(" (")[0], place.grid
+        raise RecipeError(f"{path!r} has {q.shape[2]} tokens, which a grid of {grid} cannot hold")
     if not (isinstance(q.shape[3], int) and isinstance(v.shape[3], int)):
         return No("the features of a head are an open size", op.results[0])
     new = OPS["attention"](*inputs, **op.attrs).op
@@ -103,7 +136,9 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, **where: 
         tokens = projected(q, k, v) if "tokens" in recipe.needs else None
         proved = dict(mask=mask, softcap=softcap, sink=sink)
         q, scale = (-q, -op.attrs["scale"]) if op.attrs["scale"] < 0 else (q, op.attrs["scale"])
-        site = Mixing(scale, mask.causal, mask.padding, tokens=tokens, **proved, **where)
+        where = dict(index=place.index, count=place.count, grid=place.grid, before=place.before)
+        name = place.name.replace("{}", recipe.name)
+        site = Mixing(scale, mask.causal, mask.padding, name, tokens=tokens, **proved, **where)
         result = recipe(q, k, v, site)
     except (RecipeError, IRError) as error:
         return No(f"{recipe} does not fit: {error}", op.results[0])
