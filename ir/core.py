@@ -39,7 +39,8 @@ class OpDef:
 
     aten: overload names, most specific first; the first whose schema fits is the lowering.
     infer: `(types..., **attrs) -> TensorType | tuple[TensorType, ...]`; raises IRError.
-    flops: `(types..., **attrs) -> Dim`, or None for one per element of the result.
+    flops: `(types..., **attrs) -> Dim`, or None for one per element of the result. bytes: the same of
+    what is read and written, or None for the operands and results once.
     view: only moves or reinterprets elements. random: never interned or folded.
     """
 
@@ -52,6 +53,7 @@ class OpDef:
     aten: tuple[str, ...] = ()
     triton: str | None = None
     flops: Callable[..., Dim] | None = None
+    bytes: Callable[..., Dim] | None = None
     commutative: bool = False
     random: bool = False
     view: bool = False

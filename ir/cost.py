@@ -1,7 +1,8 @@
 """What a graph costs: FLOPs and bytes moved, symbolic in its dims.
 
 A multiply-add counts two. Transcendentals, comparisons and casts count one an element; moving data
-counts none. Bytes are what an unfused execution reads and writes: inputs plus outputs of every op.
+counts none. Bytes are what an unfused execution reads and writes: inputs plus outputs of every op, and
+what an op says that it carries from step to step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .graph import Graph
 from .interpret import body_graph
 from .types import TensorType
 
-FREE = frozenset({"input", "param", "const", "opaque"})
+FREE = frozenset({"input", "param", "const", "opaque", "size"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,9 @@ def _flops(op: Op) -> Dim:
 def _bytes(op: Op) -> Dim:
     if op.defn.view or op.name in ("input", "param", "const"):
         return 0
+    if op.defn.bytes is not None:
+        types: list[TensorType | None] = [None if v is None else v.type for v in op.inputs]
+        return op.defn.bytes(*types, **op.attrs)
     total: Dim = 0
     for value in (*op.operands, *op.results):
         if value.op.name != "const":

@@ -50,6 +50,7 @@ def op(
     aten: str | tuple[str, ...] = (),
     numpy: Callable[..., Any] | None = None,
     flops: Callable[..., Dim] | None = None,
+    bytes: Callable[..., Dim] | None = None,
     triton: str | None = None,
     commutative: bool = False,
     random: bool = False,
@@ -62,8 +63,8 @@ def op(
 
     def declare(rule: Callable[..., Any]) -> OpDef:
         return _declare(
-            rule, infer=rule, numpy=numpy, flops=flops, triton=triton, commutative=commutative,
-            random=random, view=view, aten=(aten,) if isinstance(aten, str) else aten,
+            rule, infer=rule, numpy=numpy, flops=flops, bytes=bytes, triton=triton,
+            commutative=commutative, random=random, view=view, aten=(aten,) if isinstance(aten, str) else aten,
         )  # fmt: skip
 
     return declare
@@ -74,6 +75,7 @@ def composite(
     *,
     aten: str | tuple[str, ...] = (),
     flops: Callable[..., Dim] | None = None,
+    bytes: Callable[..., Dim] | None = None,
     numpy: Callable[..., Any] | None = None,
     infer: Callable[..., Any] | None = None,
 ) -> Any:
@@ -86,11 +88,16 @@ def composite(
 
     def declare(body: Callable[..., Any]) -> OpDef:
         return _declare(
-            body, infer=infer or _traced_types(body), body=body, flops=flops, numpy=numpy,
+            body, infer=infer or _traced_types(body), body=body, flops=flops, bytes=bytes, numpy=numpy,
             aten=(aten,) if isinstance(aten, str) else aten,
         )  # fmt: skip
 
     return declare if body is None else declare(body)
+
+
+def moved(*_: Any, **__: Any) -> Dim:
+    """The FLOPs of an op that moves elements, or leaves them out, and computes none: 0."""
+    return 0
 
 
 def unary(

@@ -10,15 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ir.ops.linear_attention import CHUNK, SMALL_CHUNK
 from .blocks import Blocks
 from .recurrence import Gradients, Sweep
 
 __all__ = ["CHUNK", "SMALL_CHUNK", "backward", "final_dtype", "forward"]
 
-CHUNK = 64
-"""Tokens in a chunk."""
-SMALL_CHUNK = 32
-"""The same with the delta rule or a decay of each feature, where pairs inside a chunk cost more."""
 ROWS = 8192
 """Rows of work, tokens x batch x heads, taken at once: few large products suffer least from other load."""
 

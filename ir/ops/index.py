@@ -6,16 +6,16 @@ from typing import Annotated, Any
 import numpy as np
 
 from ..attributes import Anything, Axis, Number, Size
-from ..declare import Integer, Tensor, op
+from ..declare import Integer, Tensor, moved, op
 from ..dims import Dim, Poly, at_least, floordiv
 from ..errors import IRError
-from ..types import DType, TensorType, broadcast
+from ..types import DType, TensorType, broadcast, product
 
 Index = Annotated[Any, "operand:i"]
 """An i64 or narrower signed index."""
 
 
-@op(aten="embedding.default", numpy=lambda w, ids, **_: w[ids], flops=lambda w, ids, **_: 0)
+@op(aten="embedding.default", numpy=lambda w, ids, **_: w[ids], flops=moved)
 def embedding(w: Tensor, ids: Integer, *, padding_idx: int = -1):
     "Rows of w [count, d] at ids. The row padding_idx, if any, gets no gradient."
     if w.rank != 2:
@@ -30,7 +30,7 @@ def _gather(x: np.ndarray, i: np.ndarray, *, dim: int) -> np.ndarray:
     return np.take_along_axis(x, i, dim) if i.ndim else np.take(x, i)
 
 
-@op(aten="gather.default", numpy=_gather)
+@op(aten="gather.default", numpy=_gather, flops=moved)
 def gather(x: Tensor, index: Index, *, dim: Axis):
     "x[i0, ..., index[i0, ..., id], ..., ik]: along dim from index, elsewhere in place."
     return x.with_(shape=_within(x, index, dim).shape)
@@ -46,7 +46,7 @@ def _within(x: TensorType, index: TensorType, dim: int) -> TensorType:
     return index
 
 
-@op(aten="index_select.default", numpy=lambda x, i, *, dim: np.take(x, np.reshape(i, -1), dim))
+@op(aten="index_select.default", flops=moved, numpy=lambda x, i, *, dim: np.take(x, np.reshape(i, -1), dim))
 def index_select(x: Tensor, index: Index, *, dim: Axis):
     "The places `index` [k] along one axis of x."
     if index.rank > 1 or not x.rank:
@@ -72,7 +72,7 @@ def _key(indices: tuple[np.ndarray | None, ...]) -> tuple[Any, ...]:
     return tuple(slice(None) if i is None else i for i in indices)
 
 
-@op(aten="index.Tensor", numpy=lambda x, *indices: x[_key(indices)])
+@op(aten="index.Tensor", flops=moved, numpy=lambda x, *indices: x[_key(indices)])
 def index(x: Tensor, *indices: Index | None):
     "x[indices], an index tensor or None (all of the axis) for each leading axis."
     return x.with_(shape=_positions(x, indices))
@@ -87,7 +87,8 @@ def _index_put(x: np.ndarray, values: np.ndarray, *indices: Any, accumulate: boo
     return result
 
 
-@op(aten="index_put.default", numpy=_index_put)
+@op(aten="index_put.default", numpy=_index_put,
+    flops=lambda x, values, *at, accumulate: product(_positions(x, at)) if accumulate else 0)  # fmt: skip
 def index_put(x: Tensor, values: Tensor, *indices: Index | None, accumulate: bool = False):
     "x with values written, or added, at indices; which of several writes to a place wins is open."
     shape = _positions(x, indices)
@@ -108,13 +109,14 @@ def _scatter(write: Any) -> Any:
     return scattered
 
 
-@op(aten=("scatter.value", "scatter.src"), numpy=_scatter(lambda x, at, src: x.__setitem__(at, src)))
+@op(aten=("scatter.value", "scatter.src"), flops=moved,
+    numpy=_scatter(lambda x, at, src: x.__setitem__(at, src)))  # fmt: skip
 def scatter(x: Tensor, index: Index, src: Tensor, *, dim: Axis):
     "x with src (a tensor like index, or a number) written at `index` along dim."
     return _scattered(x, index, src, dim)
 
 
-@op(aten="scatter_add.default", numpy=_scatter(np.add.at))
+@op(aten="scatter_add.default", numpy=_scatter(np.add.at), flops=lambda x, i, src, **_: i.size)
 def scatter_add(x: Tensor, index: Index, src: Tensor, *, dim: Axis):
     "x with src added at `index` along dim."
     return _scattered(x, index, src, dim)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import Value
 from ..declare import Float, Integer, Real, composite
-from ..dims import Dim
+from ..dims import Dim, ceildiv
 from ..errors import IRError
 from ..types import TensorType, f32, f64, promote
 from . import elementwise as e
@@ -18,7 +18,9 @@ from .activation import as_dtype, wide
 from .attention import band, swap
 
 CHUNK = 64
-"""Tokens that the recurrence takes at once, for its cost."""
+"""Tokens that the recurrence takes at once, in a backend and so in the cost."""
+SMALL_CHUNK = 32
+"""The same with the delta rule or a decay of each feature, where pairs inside a chunk cost more."""
 FLOOR = -800.0
 """A log decay that leaves nothing in float64; -inf would make inf - inf."""
 
@@ -75,25 +77,66 @@ def _types(q, k, v, decay=None, beta=None, state=None, segments=None, *, causal,
     out = q.with_(shape=(q.shape[0], h, q.shape[2], v.shape[3]))
     if not final:
         return out
+    return out, _state(q, k, v, decay, beta, state, h, normalize)
+
+
+def _state(q, k, v, decay, beta, state, heads, normalize) -> TensorType:
+    """Of so many heads."""
     double = any(x is not None and x.dtype is f64 for x in (q, k, v, decay, beta, state))
     columns = v.shape[3] + int(normalize)
-    return out, TensorType(f64 if double else f32, (q.shape[0], h, q.shape[3], columns))
+    return TensorType(f64 if double else f32, (q.shape[0], heads, q.shape[3], columns))
 
 
 def _flops(q, k, v, decay=None, beta=None, state=None, segments=None, *, causal, normalize, eps,
            reverse, final) -> Dim:  # fmt: skip
-    """Of the recurrence in chunks, masked halves of chunks included."""
+    """Products of the recurrence in chunks, the masked halves included.
+
+    A decay inside a chunk counts as the product that it takes part in, the inverse of the delta rule
+    not at all. The last chunk of an open number of tokens counts as a whole one.
+    """
     (b, _, n, d), m, width = q.shape, k.shape[2], v.shape[3] + int(normalize)
-    h = _heads(q, k, v)
-    plain = decay is None and beta is None and state is None and segments is None
-    g = _heads(k, v) if plain else h  # query heads share the state that nothing tells apart
+    h, g = _states(q, k, v, decay, beta, state, segments)
     total = (h * n + g * m) * d * width
-    if causal or decay is not None or segments is not None:
-        total = total + h * n * CHUNK * (d + width)
+    both = not causal and (decay is not None or segments is not None)
+    if causal and n == 1:  # as in decoding: no chunk
+        return 2 * b * (total + (0 if beta is None else h * d * width))
+    if causal or both:
+        total = total + h * _pairs(n, _chunk(decay, beta)) * (d + width)
     if beta is not None:
-        total = total + h * n * (CHUNK * (2 * d + width) + d * width)
-    both = not causal and not (decay is None and segments is None)
+        total = total + h * (_pairs(n, SMALL_CHUNK) * (2 * d + width) + n * d * width)
     return 2 * b * total * (2 if both else 1)
+
+
+def _bytes(q, k, v, decay=None, beta=None, state=None, segments=None, *, causal, normalize, eps,
+           reverse, final) -> Dim:  # fmt: skip
+    """Operands and result, once from each side; and each chunk reads a state and writes the next."""
+    h, g = _states(q, k, v, decay, beta, state, segments)
+    out = q.with_(shape=(q.shape[0], h, q.shape[2], v.shape[3]))
+    tokens = sum(x.bytes for x in (q, k, v, decay, beta, segments, out) if x is not None)
+    each = _state(q, k, v, decay, beta, state, g, normalize).bytes
+    if not causal and decay is None and segments is None:  # one state of all keys
+        return tokens + 2 * each
+    return (tokens + 2 * ceildiv(q.shape[2], _chunk(decay, beta)) * each) * (1 if causal else 2)
+
+
+def _states(q, k, v, decay, beta, state, segments) -> tuple[Dim, Dim]:
+    """Heads, and heads with a state of their own: query heads share what nothing tells apart."""
+    plain = decay is None and beta is None and state is None and segments is None
+    return _heads(q, k, v), _heads(k, v) if plain else _heads(q, k, v)
+
+
+def _chunk(decay, beta) -> int:
+    """Tokens that are taken at once."""
+    channel = decay is not None and decay.rank == 4 and decay.shape[3] != 1
+    return SMALL_CHUNK if channel or beta is not None else CHUNK
+
+
+def _pairs(n: Dim, chunk: int) -> Dim:
+    """Pairs of tokens within the chunks of n."""
+    if not isinstance(n, int):
+        return n * chunk
+    whole, rest = divmod(n, chunk)
+    return whole * chunk**2 + rest**2
 
 
 # ---- the meaning: token by token -----------------------------------------------------------------
@@ -278,7 +321,7 @@ def _unit_inverse(lower: Value, n: Dim) -> Value:
     return inverse
 
 
-@composite(flops=_flops, numpy=_recurrent, infer=_types)
+@composite(flops=_flops, bytes=_bytes, numpy=_recurrent, infer=_types)
 def linear_attention(
     q: Float, k: Float, v: Float, decay: Real | None = None, beta: Real | None = None,
     state: Real | None = None, segments: Integer | None = None, *, causal: bool, normalize: bool,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..attributes import Axes, Axis, Order, Shape, Size
-from ..declare import Arithmetic, Tensor, op
+from ..declare import Arithmetic, Tensor, moved, op
 from ..dims import Dim, at_least, floordiv, maximum, minimum
 from ..errors import IRError
 from ..types import TensorType, product, promote
@@ -84,7 +84,7 @@ def slice_(x: Tensor, *, dim: Axis, start: Size, end: Size, step: int = 1):
     return x.with_(shape=shape)
 
 
-@op(aten=("cat.default", "concat.default", "concatenate.default"),
+@op(aten=("cat.default", "concat.default", "concatenate.default"), flops=moved,
     numpy=lambda *xs, dim: np.concatenate(xs, axis=dim))  # fmt: skip
 def cat(*xs: Tensor, dim: Axis = 0):
     "Tensors joined along one axis."
@@ -102,19 +102,19 @@ def cat(*xs: Tensor, dim: Axis = 0):
     return TensorType(promote(*xs), tuple(shape))
 
 
-@op(aten="flip.default", numpy=lambda x, *, dims: np.flip(x, dims))
+@op(aten="flip.default", flops=moved, numpy=lambda x, *, dims: np.flip(x, dims))
 def flip(x: Tensor, *, dims: Axes):
     "x backwards along some axes."
     return x
 
 
-@op(aten="tril.default", numpy=lambda x, *, diagonal: np.tril(x, diagonal))
+@op(aten="tril.default", flops=moved, numpy=lambda x, *, diagonal: np.tril(x, diagonal))
 def tril(x: Arithmetic, *, diagonal: int = 0):
     "Zero above a diagonal of the last two axes: element (i, j) stays iff j <= i + diagonal."
     return _matrix(x)
 
 
-@op(aten="triu.default", numpy=lambda x, *, diagonal: np.triu(x, diagonal))
+@op(aten="triu.default", flops=moved, numpy=lambda x, *, diagonal: np.triu(x, diagonal))
 def triu(x: Arithmetic, *, diagonal: int = 0):
     "Zero below a diagonal of the last two axes: element (i, j) stays iff j >= i + diagonal."
     return _matrix(x)
@@ -145,7 +145,7 @@ def _pad(x, *, pad, mode, value):
     return y[tuple(slice(max(-a, 0), y.shape[i] - max(-b, 0)) for i, (a, b) in enumerate(widths))]
 
 
-@op(aten="pad.default", numpy=_pad)
+@op(aten="pad.default", numpy=_pad, flops=moved)
 def pad(x: Tensor, *, pad: Shape, mode: str = "constant", value: float | None = None):
     """x with `pad` = (before last axis, after it, before last but one, ...) elements more; or fewer.
 
