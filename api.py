@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from .assemble import assembled
 from .backends import backend as backend_named
 from .frontend import Captured, LazyModule, OptimizedModule, capture
 from .ir import Graph, SubquadError
 from .ir.interpret import bind
-from .learned import initial
 from .passes import (
     EXACT,
     Pass,
@@ -91,12 +91,9 @@ def _optimize(
     captured, inputs, sizes = captured_at(model, args, kwargs, dynamic_shapes)
     verifier = Verifier(inputs, captured.tensors, captured.modules) if check else None
     graph, steps = at_sizes(pipeline, sizes).run(captured.graph, verifier)
-    name = backend_name(backend)
-    executable = backend_named(name).compile(graph, captured.modules)
-    learned = initial(graph, captured.tensors)
-    fast = OptimizedModule(model, captured, graph, executable, learned=learned)
+    fast = assembled(model, captured, graph, backend=backend_name(backend))
     fast.log = PassLog(steps, gains(graph, sizes), sizes=sizes, sites=find_sites(graph, steps))
-    fast.sites, fast.backend = fast.log.sites, name
+    fast.sites = fast.log.sites
     return fast
 
 

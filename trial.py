@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .api import Attention, Grid, at_sizes, captured_at, linearizing, recipes_of
-from .backends import backend
+from .assemble import assembled
 from .frontend import OptimizedModule
-from .learned import initial
 from .passes import EXACT, Pipeline, canonicalize, find_sites
 from .passes.sites import Site
 
@@ -64,9 +63,6 @@ class Trial:
         """
         passes = Pipeline(linearizing(recipes_of(attention), grid), canonicalize)
         graph, steps = passes.run(self.graph)
-        captured = self._captured
-        learned = initial(graph, captured.tensors)
-        run = backend("eager").compile(graph, captured.modules)
-        fast = OptimizedModule(self.model, captured, graph, run, learned=learned, share_weights=True)
-        fast.sites, fast.backend = find_sites(self.graph, steps), "eager"
+        fast = assembled(self.model, self._captured, graph, share_weights=True)
+        fast.sites = find_sites(self.graph, steps)
         return fast, fast.sites
