@@ -16,6 +16,7 @@ _HOME = {
     "explain": "explanation",
     "compare": "harness",
     "bisect": "harness",
+    "Budget": "budget",
     "Comparison": "harness",
     "PassLog": "report",
     "Pipeline": "passes",
@@ -37,6 +38,7 @@ __all__ = [*sorted(_HOME), "__version__"]
 
 if TYPE_CHECKING:
     from .api import optimize as optimize
+    from .budget import Budget as Budget
     from .explanation import explain as explain
     from .harness import Comparison as Comparison
     from .harness import bisect as bisect

@@ -80,7 +80,7 @@ def refusal(path: Path, name: str, relative: bool, lazy: bool) -> str | None:
     """Why this file may not import this name; None if it may."""
     top = name.split(".")[0]
     room = path.parts[0] if len(path.parts) > 1 else None
-    rooms, anywhere, inside = ROOMS[room] if room else (None, FACE, EXTRAS | {"pytest"})
+    rooms, anywhere, inside = ROOMS[room] if room else (None, FACE, EXTRAS | {"pytest", "scipy"})
     # pytest loads the one; triton.jit reads the source of the other
     if path.name == "pytest_plugin.py" or path.parts[:2] == ("backends", "triton"):
         anywhere = anywhere | inside
