@@ -16,7 +16,7 @@ from .declare import (
     op,
 )
 from .dims import Dim, Poly, symbol
-from .errors import BackendError, CaptureError, IRError, RecipeError, SubquadError
+from .errors import BackendError, CalibrationError, CaptureError, IRError, RecipeError, SubquadError
 from .graph import Graph
 from .interpret import evaluate, interpret
 from .printer import print_graph
@@ -27,8 +27,8 @@ from .types import DTYPES, DType, TensorType
 
 __all__ = [
     "DTYPES", "OPS", "Anything", "Axes", "Axis", "BackendError", "Bits", "Boolean",
-    "CaptureError", "Cost", "DType", "Dim", "Event", "Float", "Graph", "IRError", "Integer",
-    "Ints", "Journal", "No", "Number", "Numeric", "Op", "OpDef", "Order", "Poly", "Real",
+    "CalibrationError", "CaptureError", "Cost", "DType", "Dim", "Event", "Float", "Graph", "IRError",
+    "Integer", "Ints", "Journal", "No", "Number", "Numeric", "Op", "OpDef", "Order", "Poly", "Real",
     "RecipeError", "Rule", "Shape", "Size", "SubquadError", "Tensor", "TensorType", "Value",
     "build", "building", "composite", "cost", "diff", "evaluate", "interpret", "isomorphic",
     "journal", "mismatch", "op", "ops", "parse", "parse_many", "print_graph", "rebuild",

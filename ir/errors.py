@@ -22,3 +22,7 @@ class RecipeError(SubquadError, ValueError):
 
 class BackendError(SubquadError):
     """A backend that is missing, or that cannot run a graph."""
+
+
+class CalibrationError(SubquadError, ValueError):
+    """Batches, budgets or plans that cannot be measured, kept or applied."""
