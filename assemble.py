@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from .backends import backend as backend_named
 from .frontend import Captured, OptimizedModule
 from .frontend.state import add_parameters
+from .frontend.versions import Guard, Versions, reachable
 from .ir import Graph, SubquadError
 from .learned import initial
 
@@ -21,21 +22,27 @@ def assembled(
     *,
     backend: str = "eager",
     weights: Mapping[str, Tensor] = {},
+    versions: Sequence[tuple[Guard, Graph]] = (),
     share_weights: bool = False,
 ) -> OptimizedModule:
     """`graph`, rewritten from `captured.graph`, as a module in the place of `model`.
 
     backend: the name of one. weights: tensors by the name that they have in the result's state_dict,
     copied: what a recipe's weights start from instead of their own initial values, or what the model's
-    own weights are here. share_weights: the model's own tensors, and not copies of them.
+    own weights are here. versions: other graphs and the sizes from which each runs instead of those
+    before it. share_weights: the model's own tensors, and not copies of them.
 
     `log` and `sites` of the result are for the caller to set. Raises BackendError for a backend that
     cannot run the graph, SubquadError for a weight that does not fit.
     """
     own = {captured.aliases.get(name, name): tensor for name, tensor in weights.items()}
     tensors = {name: own.get(name, tensor) for name, tensor in captured.tensors.items()}
-    run = backend_named(backend).compile(graph, captured.modules)
-    learned = initial(graph, tensors)
+    learned: dict[str, Tensor] = {}
+    for _, version in (chosen := reachable(graph, versions)):
+        learned |= initial(version, tensors | learned)
+    runs = [backend_named(backend).compile(version, captured.modules) for _, version in chosen]
+    run = Versions(chosen, runs) if len(runs) > 1 else runs[0]
+    graph = chosen[-1][1]
     fast = OptimizedModule(model, captured, graph, run, learned=learned, share_weights=share_weights)
     fast.backend = backend
     _give(fast, weights)

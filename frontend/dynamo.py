@@ -28,12 +28,12 @@ from ..ir.types import DTYPES
 from .export import export_lock, first_line, quiet
 from .fx import import_nodes, tensor_type
 from .gradients import check_writes, refuse_foreign, settle
-from .module import Executable
 from .results import Plan, Result, Results, hint
 from .signature import overlap
 from .source import plain_path
 from .state import Read, unwritten
 from .symbols import Names
+from .versions import Executable
 
 
 @dataclass(frozen=True)

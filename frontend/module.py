@@ -17,14 +17,9 @@ from .capture import Captured
 from .refusals import check_model
 from .signature import Signature
 from .state import add_parameters, copy_state, places, unwritten
+from .versions import Executable, Version, Versions
 
-Executable = Callable[
-    [Sequence[torch.Tensor], Mapping[str, torch.Tensor]],
-    tuple[list[torch.Tensor], dict[str, torch.Tensor]],
-]
-"""`(inputs, tensors by param name) -> (outputs, updates by buffer or input name)`."""
-
-OWN = frozenset({"graph", "log", "sites", "backend", "folded", "captured"})
+OWN = frozenset({"graph", "versions", "log", "sites", "backend", "folded", "captured"})
 
 
 class OptimizedModule(nn.Module):
@@ -35,8 +30,10 @@ class OptimizedModule(nn.Module):
     raises CaptureError. What a model writes to its inputs and buffers is written after the call.
     Outputs that the original returns as views of inputs may be copies.
 
-    graph: the graph that runs. log, sites, backend: set by `optimize`. folded: names of weights that
-    passes computed with ahead of time, which must not change any more.
+    graph: the graph that runs; where there are several, that for the largest sizes. versions: `(guard,
+    graph)` of each, see `versions.py`; the first runs where no guard holds, and its own is None. log,
+    sites, backend: set by `optimize`. folded: names of weights that passes computed with ahead of time,
+    which must not change any more.
     """
 
     def __init__(
@@ -50,12 +47,16 @@ class OptimizedModule(nn.Module):
         folded: frozenset[str] = frozenset(),
         share_weights: bool = False,
     ):
-        """learned: weights that passes added to `graph`, by dotted name; they become parameters."""
+        """executable: what runs `graph`, or `Versions`, whose last graph it is. learned: weights that passes
+        added to the graphs, by dotted name; they become parameters."""
         super().__init__()
         model = check_model(model)
         if executable is None:
             raise TypeError("executable is missing: pass backends.backend(name).compile(graph, modules)")
         self.graph = captured.graph if graph is None else graph
+        self.versions: tuple[Version, ...] = ((None, self.graph),)
+        if isinstance(executable, Versions):
+            self.versions, self.graph = executable.versions, executable.versions[-1][1]
         self.captured, self.folded = captured, frozenset(folded)
         self.log: Any = None
         self.sites: Any = ()
@@ -71,7 +72,8 @@ class OptimizedModule(nn.Module):
 
     def _settle(self) -> None:
         """Work out what a call needs from the tree of weights; once, and again for a copy."""
-        wanted = dict.fromkeys((*self.graph.params, *(self.graph.updates.keys() - self._inputs)))
+        read = (name for _, graph in self.versions for name in graph.params)
+        wanted = dict.fromkeys((*read, *(self.graph.updates.keys() - self._inputs)))
         self._places = places(self, wanted, self._given)
         self._given = {}
         watched = (*(n for n in self.folded if n in self._places), *self.captured.literals)
@@ -126,7 +128,7 @@ class OptimizedModule(nn.Module):
     ) -> list[torch.Tensor]:
         """Carry out what the model writes; an output that is the written input becomes that input."""
         by_name = dict(zip((spec.name for spec in self._signature.inputs), inputs))
-        graph, outputs = self.graph, list(outputs)
+        graph, outputs = self.captured.graph, list(outputs)  # passes may find more values to be one
         for name, new in updates.items():
             if name in by_name:
                 target = by_name[name]
@@ -214,13 +216,14 @@ class OptimizedModule(nn.Module):
         return f"Optimized{self._title}"
 
     def __repr__(self) -> str:
-        graph, count = self.graph, sum(p.numel() for p in self.parameters())
+        count = sum(p.numel() for p in self.parameters())
         inputs = ", ".join(f"{s.path}: {s.type}" for s in self._signature.inputs)
         mode = "train" if self.captured.model_was_training else "eval"
         backend = f", {self.backend}" if isinstance(self.backend, str) else ""
+        sizes = "".join(f", {len(g.ops())} where {guard}" for guard, g in self.versions[1:])
         return (
             f"{self._get_name()}({inputs})\n"
-            f"    {len(graph.ops())} ops, {count:,} parameters, {mode} mode{backend}"
+            f"    {len(self.versions[0][1].ops())} ops{sizes}, {count:,} parameters, {mode} mode{backend}"
         )
 
 

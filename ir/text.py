@@ -67,6 +67,15 @@ def parse_many(text: str) -> list[Graph]:
     return graphs
 
 
+def parse_dim(text: str) -> Dim:
+    """The dimension printed as `text`, "2*n + 1". Raises IRError with a caret for anything else."""
+    parser = _Parser(f"({text})")  # `//` divides inside brackets only
+    found = parser.dim()
+    if parser.peek().kind != "end":
+        parser._fail(parser.peek(), "a dimension ends before this")
+    return found
+
+
 class _Parser:
     def __init__(self, text: str):
         self.text, self.at, self.depth = text, 0, 0
