@@ -209,7 +209,7 @@ def _explain(given: Any) -> int:
 
 
 def _optimize(given: Any) -> int:
-    from .reproduce import write
+    from .store import write
 
     fast, *_ = _optimized(given)
     print(fast.log.text(columns()))

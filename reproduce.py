@@ -10,8 +10,6 @@ reads it back.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from .ir import DTYPES, OPS, Event, Graph, IRError, Op, Value, build, building, evaluate
 from .ir.dims import evaluate as evaluate_dim
 from .ir.interpret import bind
+from .store import write
 
 Check = Callable[[Graph], Sequence[Any]]
 
@@ -230,20 +229,3 @@ def _on_random(before: Graph, after: Graph, sizes: Mapping[str, int]) -> float |
         return difference(evaluate(before, arrays)[0], evaluate(after, arrays)[0])
     except (IRError, ValueError, TypeError, IndexError):
         return None
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all. Raises OSError naming `path`."""
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
