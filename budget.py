@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -71,7 +70,7 @@ class Budget:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not math.isfinite(value):
                 raise SubquadError(f"Budget({name}={value!r}): a finite number is wanted")
             low, rule = _LEAST.get(name, (0.0, "at least 0"))
             if value < low or (value == low and name in _LEAST) or (name == "cosine" and value > 1):
