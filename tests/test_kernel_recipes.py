@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from conformance import SCALE, site_graph
 from restatements import Site
 from restatements.cosformer import cosformer
-from test_recipe_contract import SCALE, site_graph
 
 from subquad.ir import IRError, RecipeError, evaluate
 from subquad.learned import initial

@@ -30,8 +30,9 @@ def wersa(q, k, v, site, *, levels: int = 2, features: int = 128, width: int = 3
 
     x~ is gelu(x) with the Haar coefficients of level i, along the tokens, times level_i F_i;
     F = sigmoid(relu(conv(x) A + a) B + b) of the block's tokens x, conv depthwise over `width` of them;
-    s = softplus(bandwidth) + 0.1. w is drawn once, another for keys than for queries: their product
-    estimates no kernel of scores, and what it does has to be trained. A Haar level mixes tokens both ways.
+    s = softplus(bandwidth) + 0.1, which the normaliser cancels but for its 1e-6. w is drawn once, another
+    for keys than for queries: their product estimates no kernel of scores, and what it does has to be
+    trained. A Haar level mixes tokens both ways.
     """
     (b, n, c), (d, e) = site.tokens.shape, (q.shape[3], v.shape[3])
     hidden = max(c // 4, 1)
