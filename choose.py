@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .ir import CalibrationError
+from .ir import PlanError
 
 Matrix = Sequence[Sequence[float]]
 """A figure for each option of each site: [site][option]; sites may have unlike numbers of options."""
@@ -36,7 +36,7 @@ MERGED = 4096
 """Points of sites merged one by one, at most; above, only those on the convex hull are looked for."""
 
 
-class InfeasibleError(CalibrationError):
+class InfeasibleError(PlanError):
     """No choice is within the limits. choice: the nearest one, which passes them by the least share of the
     limit (of the largest damage where it is 0); sums: its total damage by name."""
 
@@ -61,7 +61,7 @@ def choose(costs: Matrix, damages: Mapping[str, Matrix], limits: Mapping[str, fl
     where it is limited). The least sum is proved to 1e-9 of the largest spread of costs at a site, unless
     that takes more than `NODES` nodes: then it is the best found. Deterministic.
 
-    Raises InfeasibleError where no choice is within the limits, CalibrationError for a site without options
+    Raises InfeasibleError where no choice is within the limits, PlanError for a site without options
     and for a limit without damages.
     """
     problem = _Problem.of(costs, damages, limits)
@@ -95,7 +95,7 @@ class _Problem:
     def of(costs: Matrix, damages: Mapping[str, Matrix], limits: Mapping[str, float]) -> _Problem | None:
         for name in limits:
             if name not in damages:
-                raise CalibrationError(
+                raise PlanError(
                     f"a limit on {name!r}, and no damages of that name: {', '.join(damages) or '-'}"
                 )
         site, option, cost, figures = [], [], [], []
@@ -104,7 +104,7 @@ class _Problem:
             counted = [0, *(1 + k for k, name in enumerate(damages) if name in limits)]
             usable = np.flatnonzero(np.isfinite(table[counted]).all(0))
             if not len(usable):
-                raise CalibrationError(f"site {i} has no option with finite figures among {len(row)}")
+                raise PlanError(f"site {i} has no option with finite figures among {len(row)}")
             usable = usable[_undominated(np.nan_to_num(table[:, usable], nan=np.inf))]
             site += [i] * len(usable)
             option += usable.tolist()
@@ -291,7 +291,7 @@ def frontier(costs: Matrix, damages: Mapping[str, Matrix], name: str) -> list[Po
         usable = usable[_undominated(table[:, usable])]
         usable = usable[np.argsort(table[1, usable], kind="stable")]
         if not len(usable):
-            raise CalibrationError(f"site {len(rows)} has no option with a finite cost and {name}")
+            raise PlanError(f"site {len(rows)} has no option with a finite cost and {name}")
         rows.append([(float(table[0, j]), float(table[1, j]), int(j)) for j in usable])
     choices = _merged(rows)
     if choices is None:

@@ -16,7 +16,15 @@ from .declare import (
     op,
 )
 from .dims import Dim, Poly, symbol
-from .errors import BackendError, CalibrationError, CaptureError, IRError, RecipeError, SubquadError
+from .errors import (
+    BackendError,
+    CalibrationError,
+    CaptureError,
+    IRError,
+    PlanError,
+    RecipeError,
+    SubquadError,
+)
 from .graph import Graph
 from .interpret import evaluate, interpret
 from .printer import print_graph
@@ -29,7 +37,7 @@ __all__ = [
     "DTYPES", "OPS", "Anything", "Axes", "Axis", "BackendError", "Bits", "Boolean",
     "CalibrationError", "CaptureError", "Cost", "DType", "Dim", "Event", "Float", "Graph", "IRError",
     "Integer", "Ints", "Journal", "No", "Number", "Numeric", "Op", "OpDef", "Order", "Poly", "Real",
-    "RecipeError", "Rule", "Shape", "Size", "SubquadError", "Tensor", "TensorType", "Value",
+    "PlanError", "RecipeError", "Rule", "Shape", "Size", "SubquadError", "Tensor", "TensorType", "Value",
     "build", "building", "composite", "cost", "diff", "evaluate", "interpret", "isomorphic",
     "journal", "mismatch", "op", "ops", "parse", "parse_many", "print_graph", "rebuild",
     "replace", "rewrite", "rule", "symbol",

@@ -25,4 +25,8 @@ class BackendError(SubquadError):
 
 
 class CalibrationError(SubquadError, ValueError):
-    """Batches, budgets or plans that cannot be measured, kept or applied."""
+    """Batches, metrics or weights that cannot be measured, fitted or kept."""
+
+
+class PlanError(SubquadError, ValueError):
+    """A budget that no plan keeps, lengths that it cannot have, or a saved plan that cannot be read."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subquad.choose import POINTS, SLACK, InfeasibleError, choose, frontier, sums
-from subquad.ir import CalibrationError
+from subquad.ir import PlanError
 
 FIGURES = st.one_of(st.floats(0, 10, width=16), st.sampled_from([0.0, 0.1, 0.2, 0.3]))
 
@@ -130,14 +130,14 @@ def test_what_was_not_measured_is_not_chosen():
     assert choose(costs, {"a": [[0.0, nan], [0.0, 0.1]]}, {"a": 9.0}) == [0, 1]
     assert choose(costs, {"a": [[0.0, math.inf], [0.0, 0.1]]}, {"a": 9.0}) == [0, 1]
     assert choose([[2.0, math.inf]], {}, {}) == [0]
-    with pytest.raises(CalibrationError, match="site 1 has no option with finite figures among 2"):
+    with pytest.raises(PlanError, match="site 1 has no option with finite figures among 2"):
         choose(costs, {"a": [[0.0, 1.0], [nan, nan]]}, {"a": 9.0})
-    with pytest.raises(CalibrationError, match="site 0 has no option with a finite cost and a"):
+    with pytest.raises(PlanError, match="site 0 has no option with a finite cost and a"):
         frontier(costs, {"a": [[nan, nan], [0.0, 1.0]]}, "a")
 
 
 def test_a_limit_names_damages():
-    with pytest.raises(CalibrationError, match="a limit on 'kl', and no damages of that name: cosine"):
+    with pytest.raises(PlanError, match="a limit on 'kl', and no damages of that name: cosine"):
         choose([[1.0]], {"cosine": [[0.0]]}, {"kl": 1.0})
 
 
