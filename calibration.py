@@ -30,7 +30,8 @@ class Calibration:
     arguments, or a pair of both. It is read once, at the start. fit: how far what recipes learn is
     fitted, one of `FITS`. recipes: the candidates, all that fit a site if None. seed: of the split and
     of every draw. folder: where results are kept as they come, so that a killed run goes on from there.
-    seconds: the most that fitting may take.
+    steps: of fitting, for each recipe. seconds: the most that fitting may take in all; where it ends the
+    steps, equal seeds do not give equal weights.
     """
 
     batches: Iterable[Any]
@@ -38,7 +39,8 @@ class Calibration:
     recipes: Sequence[str] | None = None
     seed: int = 0
     folder: str | Path | None = None
-    seconds: float = 300.0
+    steps: int = 400
+    seconds: float = 600.0
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -61,7 +62,10 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, name: str, kind: str) -> Path | None:
-        return self.folder and self.folder / (re.sub(r"[^\w.()=,-]", "_", name) + SUFFIX[kind])
+        if self.folder is None:
+            return None
+        shown, mark = re.sub(r"[^\w.-]", "_", name)[:80], hashlib.sha256(name.encode()).hexdigest()[:8]
+        return self.folder / f"{shown}.{mark}{SUFFIX[kind]}"
 
     def numbers(self, name: str) -> Any:
         """What was kept under the name, or None."""

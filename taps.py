@@ -44,7 +44,7 @@ class Taps:
 
     graph: the captured model, simplified. chosen: (index of a site in `find_sites(graph)`, recipe);
     a site may be named with several recipes. refused: why, by position in `chosen`, where a recipe
-    does not fit its site. grids: as of the pass `linearize`.
+    does not fit its site; made: what stands there, where it does. grids: as of the pass `linearize`.
     Gradients flow to the weights that recipes add and to nothing else.
     """
 
@@ -58,6 +58,7 @@ class Taps:
         sites = find_sites(graph)
         where = places(graph, sites, grids)
         self.refused: dict[int, str] = {}
+        self.made: dict[int, Value] = {}
         self._at: list[int] = []
         outputs: list[Value] = []
         self._rows: list[bool] = []
@@ -73,6 +74,7 @@ class Taps:
                     continue
                 padding, square = classify_op(op).padding, op.types[0].shape[2] == op.args[1].shape[2]
                 self._at.append(at)
+                self.made[at] = made
                 self._rows.append(square and padding is not None)
                 outputs += [op.results[0], made, *([padding] if self._rows[-1] else [])]
         tapped = Graph(graph.name, graph.inputs, outputs, facts=graph.facts)

@@ -53,8 +53,8 @@ class Trial:
         dynamic_shapes: Any = None,
     ):  # fmt: skip
         self.model = model
-        self._captured, _, sizes = captured_at(model, tuple(args), dict(kwargs or {}), dynamic_shapes)
-        self.graph = at_sizes(EXACT, sizes).run(self._captured.graph)[0]
+        self.captured, _, sizes = captured_at(model, tuple(args), dict(kwargs or {}), dynamic_shapes)
+        self.graph = at_sizes(EXACT, sizes).run(self.captured.graph)[0]
 
     def put(self, attention: Attention, grid: Grid | None = None) -> tuple[OptimizedModule, tuple[Site, ...]]:
         """The model under a recipe, or recipes by glob, and what was decided at each site, and why.
@@ -63,6 +63,6 @@ class Trial:
         """
         passes = Pipeline(linearizing(recipes_of(attention), grid), canonicalize)
         graph, steps = passes.run(self.graph)
-        fast = assembled(self.model, self._captured, graph, share_weights=True)
+        fast = assembled(self.model, self.captured, graph, share_weights=True)
         fast.sites = find_sites(self.graph, steps)
         return fast, fast.sites
