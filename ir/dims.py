@@ -309,7 +309,7 @@ def _apply(call: Call, env: Mapping[str, Dim]) -> Dim:
 def evaluate(dim: Dim, env: Mapping[str, int]) -> int:
     """The integer value of `dim`. Raises IRError when a symbol has no value in `env`."""
     value = substitute(dim, env)
-    if isinstance(value, int):
+    if not isinstance(value, Poly):  # an int, or what stands for one while torch traces
         return value
     missing = sorted(set(symbols(value)))
     raise IRError(f"dimension {dim} needs a value for {', '.join(missing)}")

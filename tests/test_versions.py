@@ -346,6 +346,17 @@ def test_export_with_fixed_sizes(fast):
         assert attends is (n == 4)
 
 
+def test_export_with_open_sizes(fast):
+    """Inside the range of one version; across two torch.export says where the range ends."""
+    for low, high in ((3, 7), (16, 4096)):
+        open_ = {"x": {1: Dim("n", min=low, max=high)}}
+        program = torch.export.export(fast, (tokens(low + 1),), dynamic_shapes=open_)
+        for n in (low, low + 2):
+            torch.testing.assert_close(program.module()(tokens(n)), fast(tokens(n)))
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"min=16, max=4096"):
+        torch.export.export(fast, (tokens(20),), dynamic_shapes=OPEN)
+
+
 @pytest.mark.skipif(BACKENDS["inductor"].unavailable() is not None, reason="no C++ compiler")
 def test_inductor(made):
     """Each version is compiled at its first call."""
