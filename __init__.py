@@ -20,6 +20,7 @@ _HOME = {
     "Comparison": "harness",
     "PassLog": "report",
     "Pipeline": "passes",
+    "Plan": "plan",
     "EXACT": "passes",
     "pass_": "passes",
     "Recipe": "passes",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from .passes import (
         recipe as recipe,
     )
+    from .plan import Plan as Plan
     from .report import PassLog as PassLog
 
 

@@ -111,7 +111,7 @@ class Budget:
             if name not in errors:
                 broken.append(f"{said(name)} is limited to {limit:.4g}, and was not measured")
             elif not errors[name] <= limit:
-                broken.append(f"{_figure(name, errors[name])}, {_figure(name, limit, bound=True)}")
+                broken.append(f"{figure(name, errors[name])}, {figure(name, limit, bound=True)}")
         if self.speedup is not None and not errors.get("speedup", self.speedup) >= self.speedup:
             broken.append(f"speedup {errors['speedup']:.4g}, at least {self.speedup:.4g} was asked")
         if self.memory is not None and not errors.get("memory", self.memory) <= self.memory:
@@ -155,7 +155,8 @@ def said(name: str) -> str:
     return _SAID.get(name, name)
 
 
-def _figure(name: str, value: float, bound: bool = False) -> str:
+def figure(name: str, value: float, bound: bool = False) -> str:
+    """An error as people read it, "cosine 0.99", "KL 0.02"; as a bound, "at least 0.99"."""
     if name == "cosine":  # as it was asked for, not as 1 - cosine
         return f"at least {1 - value:.6g}" if bound else f"cosine {1 - value:.6g}"
     return f"at most {value:.4g}" if bound else f"{said(name)} {value:.4g}"
