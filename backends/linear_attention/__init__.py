@@ -5,7 +5,7 @@ One recurrence, S_t = exp(g_t) S_{t-1} + k_t v_t^T and o_t = S_t^T q_t, is linea
 of Mamba and, with values corrected by what the state holds already, the delta rule.
 
 It is computed in chunks: inside one as a small masked product, across chunks through S. Nothing of
-size [n, n] is made, forward or backward, and no states are kept: the backward pass walks again.
+size [n, n] is made, forward or backward, and the forward pass keeps no states: the backward walks again.
 
     blocks      which tokens are taken at once, and how they lie in memory
     decay       what is left of a token at a later one: shared by the features of a head, or of each

@@ -4,6 +4,7 @@ A *span* is m consecutive chunks of c tokens. Of an operand [b, h, n, d] it is r
 [m * b * s, r * c, d]: chunk by chunk, with s heads that have a state of their own. An operand with
 fewer heads is repeated to s; queries with r times as many lie stacked as r * c rows over the one
 key head they share, which costs no copy of the keys and sums their gradients inside the product.
+One head of one batch lies in memory as its block does, so it is read and written where it is.
 Read backwards the last token comes first, so a recurrence from the right is one from the left.
 """
 
@@ -59,10 +60,19 @@ class Blocks:
             return w.reshape(m * b * self.states, c, d)
         return w.reshape(m * b * g, r * c, d)
 
+    def room(self, x: Tensor, span: Span, add: bool = False) -> Tensor:
+        """A block to fill and then `write`: x's own memory where that lies as the block does."""
+        w = self._window(x, span)
+        m, b, g, r, c, d = w.shape
+        alone = self.b * self.states * r == 1 and not (self.back or add) and x.dtype == self.dtype
+        return w.view(m, c, d) if alone else x.new_empty(m * b * self.states, r * c, d, dtype=self.dtype)
+
     def write(self, x: Tensor, span: Span, block: Tensor, add: bool = False) -> None:
         """Put a block back where `read` would find it, or add it; repeated heads are summed."""
         w = self._window(x, span)
         m, b, g, _, c, d = w.shape
+        if block.data_ptr() == w.data_ptr():
+            return
         if g < self.states:
             block = block.reshape(m, b, g, self.states // g, c, d).sum(3, keepdim=True)
         block = block.reshape(w.shape)

@@ -10,8 +10,9 @@ For log decays g_1 .. g_c of a chunk and G their running sum,
 `Shared` has one decay for all d features of a head, and scores are a product times a matrix.
 `Channel` has one for each feature. There the textbook product of a * exp(G) and b * exp(-G)
 overflows, so halves of a chunk meet at the point between them, where both factors are at most one
-(secondary chunking: Yang et al. 2023, arXiv:2312.06635), and few tokens are paired one by one. All
-its factors are products of exp(g), never differences of sums, so that exp(-inf) = 0 needs no care.
+(secondary chunking: Yang et al. 2023, arXiv:2312.06635), and few tokens are paired one by one; tokens
+over which nothing falls below exp(MILD) take the textbook product. All factors are products and
+quotients of exp(g), never differences of sums, so that exp(-inf) = 0 needs no care.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["Channel", "Decay", "Shared", "times"]
+__all__ = ["Channel", "Decay", "Shared", "scale", "times"]
 
 FLOOR = -800.0
 """A log decay that leaves exactly nothing, also in float64; -inf would make inf - inf."""
 PAIRS = 8
 """Tokens that `Channel` pairs one by one."""
+MILD = -60.0
+"""Sum of log decays down to which exp(-sum) times a key is far from overflow, also in float32."""
 
 
 def times(x: Tensor, factor: Tensor | None) -> Tensor:
@@ -34,6 +37,13 @@ def times(x: Tensor, factor: Tensor | None) -> Tensor:
     if factor is None:
         return x
     return (x.unflatten(0, (-1, factor.shape[1])) * factor).flatten(0, 1)
+
+
+def scale(x: Tensor, factor: Tensor | None) -> Tensor:
+    """The same in place."""
+    if factor is not None:
+        x.unflatten(0, (-1, factor.shape[1])).mul_(factor)
+    return x
 
 
 class Decay:
@@ -54,10 +64,11 @@ class Decay:
             scores.unflatten(1, (-1, scores.shape[2])).tril_()
         return scores
 
-    def pull(self, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of a and b from that of scores, which is overwritten."""
+    def pull(self, grad: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> None:
+        """Add the gradients of a and b to da and db, from that of scores, which is overwritten."""
         grad = self.masked(grad)
-        return grad @ b, grad.mT @ a
+        da.baddbmm_(grad, b)
+        db.baddbmm_(grad.mT, a)
 
 
 class Shared(Decay):
@@ -110,18 +121,22 @@ class Channel(Decay):
     """One decay for each feature: g [m * s, c, d]."""
 
     def __init__(self, g: Tensor, states: int):
-        self.keep = g.exp()
+        self.keep, self.least = g.exp(), float(g.min()) if g.numel() else 0.0
         into, out = _running(self.keep), _left(self.keep)
         self.into, self.out = into.unflatten(0, (-1, states)), out.unflatten(0, (-1, states))
         self.carry = self.into[:, :, -1].unsqueeze(-1)
 
     def scores(self, a: Tensor, b: Tensor) -> Tensor:
-        scores = a.new_zeros(*a.shape[:2], b.shape[1])
+        scores = a.new_empty(*a.shape[:2], b.shape[1])
         self._scores(scores, a, b, self.keep)
-        return scores
+        return scores.tril_()
 
     def _scores(self, scores: Tensor, a: Tensor, b: Tensor, keep: Tensor) -> None:
         c = keep.shape[1]
+        if c * self.least >= MILD:
+            met = _running(keep)
+            torch.bmm(a * met, (b / met).mT, out=scores)
+            return
         if c > PAIRS:
             h = c // 2
             for part in (slice(h), slice(h, c)):
@@ -133,13 +148,16 @@ class Channel(Decay):
             b = b if not gap else b[:, :-1] * keep[:, gap:]
             scores.diagonal(-gap, 1, 2).copy_((a[:, gap:] * b).sum(-1))
 
-    def pull(self, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        da, db = torch.empty_like(a), torch.empty_like(b)
-        self._pull(grad, a, b, self.keep, da, db)
-        return da, db
+    def pull(self, grad: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> None:
+        self._pull(grad.tril_(), a, b, self.keep, da, db)
 
     def _pull(self, grad: Tensor, a: Tensor, b: Tensor, keep: Tensor, da: Tensor, db: Tensor) -> None:
         c = keep.shape[1]
+        if c * self.least >= MILD:
+            met = _running(keep)
+            da.addcmul_(grad @ (b / met), met)
+            db.addcdiv_(grad.mT @ (a * met), met)
+            return
         if c > PAIRS:
             h = c // 2
             for part in (slice(h), slice(h, c)):
@@ -147,10 +165,9 @@ class Channel(Decay):
                            da[:, part], db[:, part])  # fmt: skip
             left, met = _left(keep[:, :h]), _running(keep[:, h:])
             cross = grad[:, h:, :h]
-            da[:, h:] += (cross @ (b[:, :h] * left)).mul_(met)
-            db[:, :h] += (cross.mT @ (a[:, h:] * met)).mul_(left)
+            da[:, h:].addcmul_(cross @ (b[:, :h] * left), met)
+            db[:, :h].addcmul_(cross.mT @ (a[:, h:] * met), left)
             return
-        da.zero_()
         for gap in range(c):
             b = b if not gap else b[:, :-1] * keep[:, gap:]
             da[:, gap:].addcmul_(b, grad.diagonal(-gap, 1, 2).unsqueeze(-1))
@@ -159,4 +176,4 @@ class Channel(Decay):
             met = a[:, gap:] * grad.diagonal(-gap, 1, 2).unsqueeze(-1)
             met[:, :-1].addcmul_(keep[:, gap + 1 :], back)
             back = met
-        db.copy_(back)
+        db += back

@@ -7,17 +7,23 @@ feature, besides 20 to 90 seconds to compile for each shape: products in eager c
 
 from __future__ import annotations
 
+import copy
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ...ir.ops.linear_attention import CHUNK, SMALL_CHUNK
 from .blocks import Blocks
-from .recurrence import Gradients, Sweep
+from .recurrence import Gradients, Kept, Sweep
 
 __all__ = ["CHUNK", "SMALL_CHUNK", "backward", "final_dtype", "forward"]
 
 ROWS = 8192
 """Rows of work, tokens x batch x heads, taken at once: few large products suffer least from other load."""
+ALONE = 4
+"""A head is worked on alone from 1 / ALONE of ROWS on: then nothing of it has to be copied."""
 
 
 def final_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -57,6 +63,26 @@ class Problem:
     def first(self) -> Tensor:
         """The state that was given, or zeros."""
         return self.zeros if self.state is None else self.state.to(self.dtype).flatten(0, 1)
+
+    def parts(self, *results: Tensor | None) -> Iterator[tuple[Problem, list[Tensor | None]]]:
+        """Each head of each batch with its results, where one is work enough and lies by itself."""
+        alone = self.beta is None and self.k.shape[1] == self.v.shape[1] == self.states
+        if not alone or self.q.shape[2] * ALONE < self.rows:
+            yield self, list(results)
+            return
+        for i, j in itertools.product(range(self.q.shape[0]), range(self.states)):
+
+            def one(x: Tensor | None, i: int = i, j: int = j) -> Tensor | None:
+                if x is None or x.ndim == 3:  # a constant decay has no batch
+                    return x if x is None else x[j : j + 1]
+                r = x.shape[1] // self.states
+                return x[i : i + 1, j * r : j * r + r]
+
+            p = copy.copy(self)
+            p.q, p.k, p.v, p.decay, p.state = map(one, (self.q, self.k, self.v, self.decay, self.state))
+            p.segments = None if self.segments is None else self.segments[i : i + 1]
+            p.heads, p.states = self.heads // self.states, 1
+            yield p, [one(x) for x in results]
 
     def cut(self, n: int, back: bool = False, whole: bool = False) -> Blocks:
         """The blocks of a sequence of n tokens."""
@@ -100,21 +126,26 @@ def forward(q, k, v, causal, normalize, eps, decay=None, beta=None, state=None, 
         return out, last.unflatten(0, (q.shape[0], p.states))
     if causal and q.shape[2] == 1:
         return _step(p, out)
-    total = None
-    if len(p.directions) > 1 and (normalize or out.dtype != p.dtype):
-        total = out.new_empty(*out.shape[:3], v.shape[3] + normalize, dtype=p.dtype)
-    for i, back in enumerate(p.directions):
-        sweep = p.sweep(back)
-        for span, block, state_after in sweep.run(p.first()):
-            last = state_after
-            assert block is not None
-            if total is not None:
-                sweep.cut.write(total, span, block, add=i > 0)
-            else:
-                sweep.cut.write(out, span, p.finish(block) if len(p.directions) == 1 else block, i > 0)
-    if total is not None:
+    last = torch.empty_like(last).unflatten(0, (q.shape[0], p.states))
+    for part, (rows_out, after) in p.parts(out, last):
+        assert rows_out is not None and after is not None
+        after.copy_(_forward_swept(part, rows_out).view(after.shape))
+    return out, last
+
+
+def _forward_swept(p: Problem, out: Tensor) -> Tensor:
+    """Fill the output; the last state."""
+    (back, *two), finish = p.directions, p.finish if p.normalize else None
+    if not two:
+        return p.sweep(back).run(p.first(), out, finish=finish)
+    total = out
+    if p.normalize or out.dtype != p.dtype:
+        total = out.new_empty(*out.shape[:3], p.v.shape[3] + p.normalize, dtype=p.dtype)
+    p.sweep(False).run(p.first(), total)
+    last = p.sweep(True).run(p.first(), total, add=True)
+    if total is not out:
         out.copy_(p.finish(total))
-    return out, last.unflatten(0, (q.shape[0], p.states))
+    return last
 
 
 def _step(p: Problem, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +182,10 @@ def backward(grad, q, k, v, causal, normalize, eps, decay=None, beta=None, state
     elif p.once:
         _backward_once(p, grad, grads)
     else:
-        first = _backward_swept(p, grad, grads, first)
+        ends = first.unflatten(0, (q.shape[0], p.states))
+        for part, (g, end, *into) in p.parts(grad, ends, *grads):
+            assert g is not None and end is not None
+            end.copy_(_backward_swept(part, g, into, end.flatten(0, 1)).view(end.shape))
     ddecay = grads[3]
     if ddecay is not None and p.decay is not None:
         ddecay.masked_fill_(p.decay == float("-inf"), 0)  # what is lost is lost at any rate near it
@@ -161,20 +195,6 @@ def backward(grad, q, k, v, causal, normalize, eps, decay=None, beta=None, state
         None if x is None or like is None else x.reshape(like.shape).to(like.dtype)
         for x, like in zip((*grads, first), operands)
     )
-
-
-def _swept_total(p: Problem, marks: list[list[Tensor]]) -> Tensor | None:
-    """Fill marks, the state before each span by direction; [numerator, normaliser] if there is one."""
-    total = None
-    if p.normalize:
-        shape = p.q.shape[0], p.heads, p.q.shape[2], p.v.shape[3] + 1
-        total = p.q.new_empty(shape, dtype=p.dtype)
-    for i, back in enumerate(p.directions):
-        sweep = p.sweep(back)
-        for span, block, _ in sweep.run(p.first(), marks[i], wanted=p.normalize):
-            if total is not None and block is not None:
-                sweep.cut.write(total, span, block, add=i > 0)
-    return total
 
 
 def _through_normaliser(grad: Tensor, total: Tensor, eps: float) -> Tensor:
@@ -187,16 +207,21 @@ def _through_normaliser(grad: Tensor, total: Tensor, eps: float) -> Tensor:
 
 
 def _backward_swept(p: Problem, grad: Tensor, grads: list[Tensor | None], dlast: Tensor) -> Tensor:
-    marks: list[list[Tensor]] = [[] for _ in p.directions]
-    total = _swept_total(p, marks)
+    """Fill the gradients; that of the first state. States are kept from one walk for the way back."""
+    total = None
+    if p.normalize:
+        shape = p.q.shape[0], p.heads, p.q.shape[2], p.v.shape[3] + 1
+        total = p.q.new_empty(shape, dtype=p.dtype)
+    walks: list[tuple[Sweep, list[Kept]]] = [(p.sweep(back), []) for back in p.directions]
+    for i, (sweep, kept) in enumerate(walks):
+        sweep.run(p.first(), total, add=i > 0, kept=kept)
     if total is not None:
         grad = _through_normaliser(grad, total, p.eps)
     dfirst = dlast
-    for i, (back, states) in enumerate(zip(p.directions, marks)):
+    for i, (sweep, kept) in enumerate(walks):
         dq, dk, dv, ddecay, dbeta = grads
         assert dq is not None and dk is not None and dv is not None
-        into = Gradients(dq, dk, dv, ddecay, dbeta, add=i > 0)
-        dfirst = p.sweep(back).pull(grad, dlast, states, into)
+        dfirst = sweep.pull(grad, dlast, kept, Gradients(dq, dk, dv, ddecay, dbeta, add=i > 0))
     return dfirst
 
 

@@ -82,8 +82,8 @@ def linear_attention_backward(
     """Gradients of q, k, v, decay, beta and state, from those of the output and the final state.
 
     Each is contiguous, in the shape and dtype of its operand; empty for an operand that is absent.
-    The chunks are walked forwards for the state before every few of them, then backwards; no other
-    state is kept, and none from the forward pass.
+    The chunks are walked forwards for the state before each, then backwards. States are kept for that
+    long, of one head where it is worked on alone, and none from the forward pass.
     """
     given = decay, beta, state, segments
     check(q, k, v, causal, normalize, *given, reverse, final=grad_state is not None)
@@ -225,10 +225,10 @@ def _(grad, q, k, v, causal, normalize, eps=0.0, decay=None, beta=None, state=No
     if not causal and decay is None and segments is None:
         again = h * n if normalize else 0
         return 2 * b * (3 * g * m + 2 * h * n + again) * d * e
-    # Twice to the states, once to the output where it is normalised; scores; dq and dS, dk, dv.
-    sweep = 2 * g * n * d * e + (h * (pairs * (d + e) + n * d * e) if normalize else 0)
+    # To the states, and to the output where it is normalised; scores; dq and dS, dk, dv.
+    sweep = g * n * d * e + (h * (pairs * (d + e) + n * d * e) if normalize else 0)
     once = sweep + h * pairs * (3 * d + 2 * e) + (2 * h + 2 * g) * n * d * e
     if beta is not None:
-        once += 2 * (h * pairs * (2 * d + e) + h * n * d * e)  # to the states again
+        once += 2 * h * pairs * (2 * d + e) + h * n * d * e  # pairs, U and W again on the way back
         once += h * n * d * e * 2 + h * pairs * (d + e) * 2 + 2 * h * pairs * d
     return 2 * b * once * (1 if causal else 2)

@@ -15,16 +15,17 @@ that of G is q dq + k dk_row - k dk_column, so decays cost no product of their o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .blocks import Blocks, Span
-from .decay import Channel, Decay, Shared, times
+from .decay import Channel, Decay, Shared, scale, times
 
-__all__ = ["Gradients", "Sweep"]
+__all__ = ["Gradients", "Kept", "Sweep"]
 
 
 @dataclass
@@ -56,6 +57,15 @@ class Gradients:
     """Whether to add to what is there."""
 
 
+class Kept(NamedTuple):
+    """What the gradients of a span need of the way there."""
+
+    states: Tensor
+    """Before each chunk and after all, [m + 1, s, d, e]."""
+    u: Tensor
+    solve: Tensor | None
+
+
 def unit_inverse(lower: Tensor) -> Tensor:
     """(1 + lower)^-1 of strictly lower triangular [k, c, c], by halves: as stable as substitution."""
     c = lower.shape[1]
@@ -69,53 +79,37 @@ def unit_inverse(lower: Tensor) -> Tensor:
     return inverse
 
 
-def add_product(x: Tensor, a: Tensor, b: Tensor, factor: Tensor | None) -> None:
-    """x += (a @ b) times factor, in place."""
-    if factor is None:
-        x.baddbmm_(a, b)
-    else:
-        blocks = (-1, factor.shape[1])
-        x.unflatten(0, blocks).addcmul_((a @ b).unflatten(0, blocks), factor)
-
-
 def scan(
     carry: Tensor | None, state: Tensor, added: Tensor | None, u: Tensor, rows: Tensor | None,
     columns: Tensor, back: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor:  # fmt: skip
     """S <- carry S + added + columns^T (u + rows S) over the m chunks of a span.
 
     state [s, d, e]; added [m * s, d, e]; u [m * s, c, e]; rows and columns [m * s, c, d]. Returns
-    the states [m + 1, s, d, e] in the order of the tokens, so the first is the last where back, and
-    u + rows S. rows None: u stays.
+    the states [m + 1, s, d, e] in the order of the tokens, so the first is the last where back; rows
+    S is added to u in place. rows None: u stays.
     """
     s = state.shape[0]
     m = u.shape[0] // s
     states = state.new_empty(m + 1, *state.shape)
-    step, first = (-1, m) if back else (1, 0)
+    states[-1 if back else 0] = state
+    following = (states[:-1] if back else states[1:]).flatten(0, 1)
+    each, order = states.unbind(), range(m)[:: -1 if back else 1]
     factors = None if carry is None else carry.expand(m, -1, -1, -1).unbind()
-    order = range(m)[::step]
-    states[first] = state
     if rows is None:
-        after = states[:-1] if back else states[1:]
-        torch.bmm(columns.mT, u, out=after.flatten(0, 1))
+        torch.bmm(columns.mT, u, out=following)
         for i in order:
-            at = i + 1 if back else i
-            if factors is None:
-                states[at + step] += states[at]
-            else:
-                states[at + step].addcmul_(states[at], factors[i])
-    else:
-        columns, rows = columns.unflatten(0, (m, s)), rows.unflatten(0, (m, s))
-        u = u.unflatten(0, (m, s)).clone()
-        added = None if added is None else added.unflatten(0, (m, s))
-        for i in order:
-            now = states[i + 1 if back else i]
-            u[i].baddbmm_(rows[i], now)
-            left = now if factors is None else now * factors[i]
-            left = left if added is None else left + added[i]
-            torch.baddbmm(left, columns[i].mT, u[i], out=states[i if back else i + 1])
-        u = u.flatten(0, 1)
-    return states, u
+            now, then = (each[i + 1], each[i]) if back else (each[i], each[i + 1])
+            then.add_(now) if factors is None else then.addcmul_(now, factors[i])
+        return states
+    following.zero_() if added is None else following.copy_(added)
+    us, rows, columns = (x.unflatten(0, (m, s)).unbind() for x in (u, rows, columns.mT))
+    for i in order:
+        now, then = (each[i + 1], each[i]) if back else (each[i], each[i + 1])
+        us[i].baddbmm_(rows[i], now)
+        then.add_(now) if factors is None else then.addcmul_(now, factors[i])
+        then.baddbmm_(columns[i], us[i])
+    return states
 
 
 class Sweep:
@@ -153,8 +147,8 @@ class Sweep:
             g = g.masked_fill(reset != 0, float("-inf"))
         return (Shared if g.shape[2] == 1 else Channel)(g, s)
 
-    def load(self, span: Span, queries: bool = True) -> Chunks:
-        """Read a span; without its queries where only states are wanted."""
+    def load(self, span: Span, queries: bool = True, solve: Tensor | None = None) -> Chunks:
+        """Read a span; without its queries where only states are wanted. solve: if known already."""
         k, v = self.cut.read(self.k, span), self.cut.read(self.v, span)
         q = self.cut.read(self.q, span) if queries else k
         if self.ones:
@@ -163,16 +157,9 @@ class Sweep:
         if self.beta is not None:
             x.beta = self.cut.read(self.beta, span)
             x.pairs = x.decay.scores(k, k).tril_(-1)
-            x.solve = unit_inverse(x.beta * x.pairs)
+            x.solve = unit_inverse(x.beta * x.pairs) if solve is None else solve
             x.U, x.W = x.solve @ (x.beta * v), x.solve @ (times(k, x.decay.into) * -x.beta)
         return x
-
-    def states(self, x: Chunks, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The states before each chunk and after all, [m + 1, s, d, e], and the rows u."""
-        k = times(x.k, x.decay.out)
-        if x.U is None or x.W is None:
-            return scan(x.decay.carry, state, None, x.v, None, k)
-        return scan(x.decay.carry, state, None, x.U, x.W, k)
 
     def seen(self, scores: Tensor) -> Tensor:
         """Scores of a query and a key that count."""
@@ -180,58 +167,63 @@ class Sweep:
             scores.diagonal(0, 1, 2).zero_()
         return scores
 
-    def run(self, state: Tensor, marks: list[Tensor] | None = None,
-            wanted: bool = True) -> Iterator[tuple[Span, Tensor | None, Tensor]]:  # fmt: skip
-        """(span, its rows of output if wanted, state after it); marks: filled with those before."""
+    def run(self, state: Tensor, out: Tensor | None, add: bool = False, kept: list[Kept] | None = None,
+            finish: Callable[[Tensor], Tensor] | None = None) -> Tensor:  # fmt: skip
+        """Write the output, or add it, if `out` is given; the last state. kept: what `pull` needs."""
         for span in self.cut.spans():
-            if marks is not None:
-                marks.append(state)
-            x = self.load(span, wanted)
-            states, u = self.states(x, state)
-            state, out = states[-1], None
-            if wanted:
-                out = torch.bmm(times(x.q, x.decay.into), states[:-1].flatten(0, 1))
-                out.baddbmm_(self.seen(x.decay.scores(x.q, x.k)), u)
-            yield span, out, state
+            x = self.load(span, out is not None)
+            u = x.v if x.U is None else x.U
+            states = scan(x.decay.carry, state, None, u, x.W, times(x.k, x.decay.out))
+            state = states[-1]
+            if kept is not None:
+                kept.append(Kept(states, u, x.solve))
+            if out is not None:
+                block = x.v.new_empty(0) if finish else self.cut.room(out, span, add)
+                block = torch.bmm(times(x.q, x.decay.into), states[:-1].flatten(0, 1), out=block)
+                block.baddbmm_(self.seen(x.decay.scores(x.q, x.k)), u)
+                self.cut.write(out, span, finish(block) if finish else block, add)
+        return state
 
-    def pull(self, grad: Tensor, dstate: Tensor, marks: list[Tensor], into: Gradients) -> Tensor:
+    def pull(self, grad: Tensor, dstate: Tensor, kept: list[Kept], into: Gradients) -> Tensor:
         """Gradients of the operands, from those of the output and of the last state; of the first."""
-        for span, mark in zip(reversed(self.cut.spans()), reversed(marks)):
-            x = self.load(span)
-            states, u = self.states(x, mark)
-            dstate = self._pull(span, x, states, u, self.cut.read(grad, span), dstate, into)
+        for span in reversed(self.cut.spans()):
+            was = kept.pop()
+            dstate = self._pull(span, self.load(span, True, was.solve), was, grad, dstate, into)
         return dstate
 
-    def _pull(self, span: Span, x: Chunks, states: Tensor, u: Tensor, g: Tensor, dstate: Tensor,
+    def _pull(self, span: Span, x: Chunks, was: Kept, grad: Tensor, dstate: Tensor,
               into: Gradients) -> Tensor:  # fmt: skip
-        q, k, decay = x.q, x.k, x.decay
-        before, after = states[:-1].flatten(0, 1), states[1:].flatten(0, 1)
+        q, k, decay, cut, u = x.q, x.k, x.decay, self.cut, was.u
+        before, after = was.states[:-1].flatten(0, 1), was.states[1:].flatten(0, 1)
+        g = cut.read(grad, span)
         met, left = times(q, decay.into), times(k, decay.out)
         scores = self.seen(decay.scores(q, k))
-        dscores = self.seen(g @ u.mT)
-        dq, column = decay.pull(dscores, q, k)
-        add_product(dq, g, before.mT, decay.into)
         if x.W is None:
-            dstates, _ = scan(decay.carry, dstate, None, g, None, met, back=True)
-            du = (scores.mT @ g).baddbmm_(left, dstates[1:].flatten(0, 1))
+            dstates = scan(decay.carry, dstate, None, g, None, met, back=True)
+            last = dstates[1:].flatten(0, 1)
+            du = g.new_empty(0) if self.ones else cut.room(into.v, span, into.add)
+            du = torch.bmm(scores.mT, g, out=du).baddbmm_(left, last)
         else:
-            added, du = met.mT @ g, scores.mT @ g
-            dstates, du = scan(decay.carry, dstate, added, du, left, x.W, back=True)
-        dstate, dstates = dstates[0], dstates[1:].flatten(0, 1)
-        add_product(column, u, dstates.mT, decay.out)
+            du = scores.mT @ g
+            dstates = scan(decay.carry, dstate, met.mT @ g, du, left, x.W, back=True)
+            last = dstates[1:].flatten(0, 1)
+        dq = scale(torch.bmm(g, before.mT, out=cut.room(into.q, span, into.add)), decay.into)
+        column = scale(torch.bmm(u, last.mT, out=cut.room(into.k, span, into.add)), decay.out)
+        decay.pull(self.seen(torch.bmm(g, u.mT, out=scores)), q, k, dq, column)
         dv, row, dbeta = (du, None, None) if x.W is None else self._pull_delta(x, before, du, column)
-        self.cut.write(into.q, span, dq, into.add)
-        self.cut.write(into.k, span, column if row is None else column + row, into.add)
-        self.cut.write(into.v, span, dv[..., :-1] if self.ones else dv, into.add)
-        if into.beta is not None and dbeta is not None:
-            self.cut.write(into.beta, span, dbeta, into.add)
         if into.decay is not None and decay.carry is not None:
             dsums = (q * dq).addcmul_(k, column if row is None else column - row, value=-1)
-            dsums[:, -1] += (after * dstates).sum(-1)  # all that is left at the end passed through it
+            dsums[:, -1] += (after * last).sum(-1)  # all that is left at the end passed through it
             if decay.carry.shape[2] == 1:
                 dsums = dsums.sum(-1, keepdim=True)
-            self.cut.write(into.decay, span, dsums.flip(1).cumsum(1).flip(1), into.add)
-        return dstate
+            later = dsums.new_ones(span[2], span[2]).triu_()
+            cut.write(into.decay, span, later @ dsums, into.add)
+        cut.write(into.q, span, dq, into.add)
+        cut.write(into.k, span, column if row is None else column + row, into.add)
+        cut.write(into.v, span, dv[..., :-1] if self.ones else dv, into.add)
+        if into.beta is not None and dbeta is not None:
+            cut.write(into.beta, span, dbeta, into.add)
+        return dstates[0]
 
     def _pull_delta(self, x: Chunks, states: Tensor, du: Tensor,
                     column: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -239,11 +231,10 @@ class Sweep:
         assert x.beta is not None and x.solve is not None and x.pairs is not None
         assert x.U is not None and x.W is not None
         dW, dU = x.solve.mT @ (du @ states.mT), x.solve.mT @ du
-        row = -times(dW, x.decay.into)
-        dbeta = (dU * x.v).sum(-1, keepdim=True) + (row * x.k).sum(-1, keepdim=True)
-        row = row * x.beta
         dlower = (dW @ x.W.mT).baddbmm_(dU, x.U.mT).neg_().tril_(-1)
-        dbeta = dbeta + (dlower * x.pairs).sum(-1, keepdim=True)
-        rows, columns = x.decay.pull(dlower * x.beta, x.k, x.k)
-        column += columns
-        return x.beta * dU, row + rows, dbeta
+        row = scale(dW, x.decay.into).neg_()
+        dbeta = (dU * x.v).sum(-1, keepdim=True) + (row * x.k).sum(-1, keepdim=True)
+        dbeta += (dlower * x.pairs).sum(-1, keepdim=True)
+        row *= x.beta
+        x.decay.pull(dlower.mul_(x.beta), x.k, x.k, row, column)
+        return dU.mul_(x.beta), row, dbeta
