@@ -23,7 +23,7 @@ def reason(plan: Plan, at: int, usable: Sequence[bool]) -> str:
     if not site.chosen.exact:
         shares = {n: site.chosen.damage(n) / (additive(n, most) or 1.0) for n, most in limits.items()}
         name = max(shares, key=lambda n: shares[n], default=None)
-        return f"takes {shares[name]:.0%} of the budget" if name else ""
+        return f"{shares[name]:.0%} of budget" if name else ""
     if len(site.options) == 1:
         why = list(dict.fromkeys(site.refused.values()))
         return why[0] if len(why) == 1 else f"{len(site.refused)} recipes refused" if why else "no candidate"
