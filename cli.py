@@ -1,4 +1,5 @@
-"""The command line: `subquad demo`, `explain`, `optimize`, `compare`, `print`, `recipes`, `ops`.
+"""The command line: `subquad demo`, `explain`, `optimize`, `compare`, `print`, `recipes`, `ops`,
+`calibrate-machine`.
 
 Exit codes: 0 done, 1 it failed or the comparison is out of bounds, 2 the command is wrong.
 """
@@ -174,6 +175,12 @@ def _parser() -> argparse.ArgumentParser:
             target=False)  # fmt: skip
     recipes.add_argument("names", nargs="*", metavar="RECIPE", help="only these, as in window(size=16)")
     recipes.add_argument("--markdown", action="store_true", help="as a table in Markdown")
+    calibrate = command("calibrate-machine", _calibrate_machine, "what this machine does in a second",
+            "Measures, in under ten seconds, the rates that times are predicted from, and keeps them.",
+            target=False)  # fmt: skip
+    calibrate.add_argument("--force", action="store_true", help="measure again what was kept")
+    calibrate.add_argument("--target", metavar="NAME", help="another machine's data sheet: h100, epyc, ...")
+    calibrate.add_argument("--json", action="store_true", help="as JSON on stdout")
     command("ops", _ops, "the vocabulary of the graph, as a table in Markdown",
             "Lists every op: its name, the aten overloads it stands for, what it computes.",
             target=False)  # fmt: skip
@@ -266,6 +273,22 @@ def _ops(given: Any) -> int:
     from .tables import op_markdown
 
     print(op_markdown(OPS))
+    return 0
+
+
+def _calibrate_machine(given: Any) -> int:
+    from dataclasses import asdict
+
+    from .machine import machine_named, this_machine, where_kept
+
+    with working() as say:
+        say("measuring this machine")
+        found = machine_named(given.target) if given.target else this_machine(force=given.force)
+    if given.json:
+        print(json.dumps(asdict(found), indent=1))
+        return 0
+    print(found.text(columns()))
+    print(f"\n{'from its data sheet' if given.target else where_kept(found.kind)}")
     return 0
 
 
