@@ -30,7 +30,7 @@ TEXTS, TOKENS = 48, 96
 STACK_RECIPE = "elu1"
 SPELLING = {
     "kinetics": "kinetics(size=8,pages=4,skip=0)", "pisa": "pisa(size=16,count=2)",
-    "taylor2": "taylor2(size=16)", "window": "window(size=16)",
+    "slots": "slots(size=16)", "taylor2": "taylor2(size=16)", "window": "window(size=16)",
 }  # fmt: skip
 """Recipes whose defaults see all of texts this short."""
 SOURCES = ("json", "statistics", "textwrap", "random", "shutil", "inspect", "asyncio", "argparse",

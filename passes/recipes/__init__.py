@@ -34,6 +34,7 @@ from .recipe import ALL, RECIPES, Mixing, Recipe, recipe, recipe_named
 from .retnet import retnet
 from .rwkv6 import rwkv6
 from .sla import sla
+from .slots import slots
 from .taylor1 import taylor1
 from .vig import vig
 from .wersa import wersa
@@ -46,5 +47,6 @@ __all__ = [
     "gated_deltanet", "gla", "hedgehog", "hsm_ssd", "inline", "kda", "kinetics", "lamamba", "liger",
     "lightning", "linformer", "linfusion", "lingen", "lion", "lion_retnet", "lion_rwkv", "lolcats",
     "mamba2", "mlgru", "mom", "nystrom", "performer", "pisa", "polynomial", "recipe", "recipe_named",
-    "retnet", "rwkv6", "sla", "taylor1", "taylor2", "tensor_attention", "vig", "wersa", "window", "zeroi2v",
+    "retnet", "rwkv6", "sla", "slots", "taylor1", "taylor2", "tensor_attention", "vig", "wersa",
+    "window", "zeroi2v",
 ]  # fmt: skip
