@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, SupportsFloat
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,14 +67,15 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("relative_error", "cosine", "kl", "max_drop", "speedup", "memory"):
-            value = getattr(self, name)
-            if value is None:
+            given = getattr(self, name)
+            if given is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not math.isfinite(value):
-                raise SubquadError(f"Budget({name}={value!r}): a finite number is wanted")
+            value = math.nan if isinstance(given, bool | str) else _number(given)
+            if not math.isfinite(value):
+                raise SubquadError(f"Budget({name}={given!r}): a finite number is wanted")
             low, rule = _LEAST.get(name, (0.0, "at least 0"))
             if value < low or (value == low and name in _LEAST) or (name == "cosine" and value > 1):
-                raise SubquadError(f"Budget({name}={value!r}): must be {rule}")
+                raise SubquadError(f"Budget({name}={given!r}): must be {rule}")
         if self.metric is not None and not callable(self.metric):
             raise SubquadError(
                 f"Budget(metric={self.metric!r}): a function of the module is wanted that returns a\n"
@@ -160,6 +161,13 @@ def figure(name: str, value: float, bound: bool = False) -> str:
     if name == "cosine":  # as it was asked for, not as 1 - cosine
         return f"at least {1 - value:.6g}" if bound else f"cosine {1 - value:.6g}"
     return f"at most {value:.4g}" if bound else f"{said(name)} {value:.4g}"
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _name(value: Any) -> str:

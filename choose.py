@@ -199,7 +199,7 @@ def _undominated(table: np.ndarray) -> np.ndarray:
     """Which columns [figure, option] no other column is at most in every figure; the first of equals."""
     most = (table[:, :, None] <= table[:, None, :]).all(0)  # [i, j]: i is nowhere above j
     first = np.triu(np.ones(most.shape, dtype=bool), 1)
-    return ~(most & (~most.T | first)).any(0)
+    return np.asarray(~(most & (~most.T | first)).any(0))
 
 
 def _relaxed(
@@ -284,7 +284,7 @@ def frontier(costs: Matrix, damages: Mapping[str, Matrix], name: str) -> list[Po
     All of them where merging the sites one by one keeps within `MERGED` points, else those on the lower
     convex hull (each the best of some limit, found by slopes); thinned to `POINTS`, both ends kept.
     """
-    rows = []
+    rows: list[list[tuple[float, float, int]]] = []
     for cost, damage in zip(costs, damages[name], strict=True):
         table = np.array([cost, damage], dtype=float)
         usable = np.flatnonzero(np.isfinite(table).all(0))

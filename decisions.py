@@ -75,10 +75,10 @@ def told(plan: Plan) -> Iterator[RenderableType]:
     rows: dict[tuple[str, ...], list[str]] = {}
     for at, site in enumerate(plan.sites):
         chosen, after = site.chosen, second(plan, at)
-        ran = site.guarded(chosen, longest, plan.lengths).seconds[longest]
+        ran = plan.ran(site, chosen, longest).seconds[longest]
         faster = f"{site.options[0].seconds[longest] / ran:.3g}" if ran else "-"
         damage = 0.0 if chosen.exact else chosen.errors.get(name or "")
-        cells = (
+        cells: tuple[str, ...] = (
             site.mask, chosen.recipe, error(chosen.local), error(damage), faster,
             "-" if after is None else after.recipe, site.reason or "-",
         )  # fmt: skip

@@ -94,12 +94,6 @@ class SitePlan:
         """The option that computes it."""
         return self.options[self.choice]
 
-    def guarded(self, option: Option, length: int, lengths: Sequence[int]) -> Option:
-        """What computes the site at a length where `option` is chosen: with several lengths, the exact
-        one below the crossover."""
-        below = option.crossover is not None and length < option.crossover
-        return self.options[0] if below and len(lengths) > 1 else option
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -133,10 +127,17 @@ class Plan:
 
     # ---- figures -----------------------------------------------------------------------------------
 
+    def ran(self, site: SitePlan, option: Option, length: int) -> Option:
+        """What computes a site at a length where `option` is chosen: with several lengths, and where time is
+        what was asked for, the exact one below the crossover."""
+        linear = self.budget is not None and self.budget.prefer == "linear"
+        below = option.crossover is not None and length < option.crossover
+        return site.options[0] if below and len(self.lengths) > 1 and not linear else option
+
     def seconds(self, length: int, choice: Sequence[int] | None = None) -> float:
         """Predicted time of the whole model at a length; choice: the option of each site, its own if None."""
         picked = self._picked(choice)
-        ran = [s.guarded(o, length, self.lengths).seconds[length] for s, o in zip(self.sites, picked)]
+        ran = [self.ran(s, o, length).seconds[length] for s, o in zip(self.sites, picked)]
         return math.fsum([self.rest_seconds.get(length, 0.0), *ran])
 
     def speedup(self, length: int | None = None, choice: Sequence[int] | None = None) -> float:
@@ -171,10 +172,7 @@ class Plan:
         exact model's time there (so that none outweighs another) times the geometric mean of those times."""
         shares = self._shares()
         return [
-            [
-                math.fsum(w * site.guarded(o, n, self.lengths).seconds[n] for n, w in shares.items())
-                for o in site.options
-            ]
+            [math.fsum(w * self.ran(site, o, n).seconds[n] for n, w in shares.items()) for o in site.options]
             for site in self.sites
         ]
 
@@ -203,8 +201,11 @@ class Plan:
         the largest site at the lengths. Raises PlanError where no choice keeps the budget, with the nearest,
         and for an error that was not measured site by site.
         """
+        return replace(self, budget=budget, promised=None, measured=None, note="")._resolved(budget)
+
+    def _resolved(self, budget: Budget) -> Plan:
         if not self.sites:
-            return replace(self, budget=budget, promised=None, measured=None, note="")
+            return self
         limits = {name: additive(name, limit) for name, limit in budget.limits().items()}
         costs, damages = self.costs(), self.damages()
         for name in limits:
@@ -235,9 +236,8 @@ class Plan:
             choice = choose(objective, damages, limits)
         except InfeasibleError as error:
             raise self._infeasible(budget, error.choice) from error
-        chosen = replace(self, budget=budget, promised=None, measured=None, note="")
-        sites = [replace(s, choice=j, reason="") for s, j in zip(self.sites, choice)]
-        chosen = replace(chosen, sites=tuple(sites))
+        sites = [replace(site, choice=j) for site, j in zip(self.sites, choice)]
+        chosen = replace(self, sites=tuple(sites))
         reasons = [reason(chosen, at, usable[at]) for at in range(len(sites))]
         return replace(chosen, sites=tuple(replace(s, reason=why) for s, why in zip(sites, reasons)))
 
@@ -251,7 +251,7 @@ class Plan:
         for site in self.sites:
             row = []
             for option in site.options:
-                ran = {n: site.guarded(option, n, self.lengths) for n in self.lengths}
+                ran = {n: self.ran(site, option, n) for n in self.lengths}
                 faster = any(o.seconds[n] < site.options[0].seconds[n] for n, o in ran.items())
                 small = most == math.inf or all(o.bytes.get(n, math.inf) <= most for n, o in ran.items())
                 row.append((option.exact or faster or budget.prefer == "linear") and small)
@@ -304,7 +304,7 @@ class Plan:
         """`optimize(model, args, kwargs, attention=self, **options)`."""
         from .api import optimize
 
-        made: Any = optimize(model, args, kwargs, attention=self, **options)  # type: ignore[arg-type]
+        made: Any = optimize(model, args, kwargs, attention=self, **options)
         return made
 
     def pareto(self, error: str | None = None) -> Pareto:
