@@ -128,7 +128,8 @@ class Budget:
         """The fields that were given, ready for json.dumps; of the metric, that there is one."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         given["metric"] = True if self.metric is not None else None
-        return {name: value for name, value in given.items() if value is not None}
+        kept = {name: value for name, value in given.items() if value is not None}
+        return {name: v if isinstance(v, bool | str) else float(v) for name, v in kept.items()}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], metric: Callable[[nn.Module], float] | None = None) -> Budget:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from .budget import additive, figure, said
+from .budget import additive, figure, said, total
 from .tables import error, grid
 from .verdicts import collapsed
 
@@ -39,18 +39,28 @@ def reason(plan: Plan, at: int, usable: Sequence[bool]) -> str:
     return f"{recipe} would gain nothing" if limits else f"fast enough without {recipe}"
 
 
-def second(plan: Plan, at: int) -> Option | None:
-    """What would come next at a site, the other sites as they are: the fastest of what keeps the budget,
+def runners_up(plan: Plan) -> list[Option | None]:
+    """What would come next at each site, the other sites as they are: the fastest of what keeps the budget,
     else what damages least; None where there is one option."""
-    site, limits, costs = plan.sites[at], _limits(plan), plan.costs()[at]
+    limits, costs, damages = _limits(plan), plan.costs(), plan.damages()
+    least = next(iter(damages), None)
 
-    def rank(j: int) -> tuple[bool, float]:
-        errors = plan.errors(_swapped(plan, at, j))
-        fits = all(errors.get(name, 0.0) <= most for name, most in limits.items())
-        return (False, costs[j]) if fits else (True, _least(plan, site.options[j]))
+    def rank(at: int, j: int, others: Mapping[str, float]) -> tuple[bool, float]:
+        sums = {name: others[name] + damages[name][at][j] for name in others}
+        if all(total(name, sums.get(name, 0.0)) <= most for name, most in limits.items()):
+            return False, costs[at][j]
+        damage = damages[least][at][j] if least else 0.0
+        return True, math.inf if math.isnan(damage) else damage
 
-    others = [j for j in range(len(site.options)) if j != site.choice]
-    return site.options[min(others, key=rank)] if others else None
+    found: list[Option | None] = []
+    for at, site in enumerate(plan.sites):
+        others = {
+            name: math.fsum(m[i][s.choice] for i, s in enumerate(plan.sites) if i != at)
+            for name, m in damages.items()
+        }
+        rest = [j for j in range(len(site.options)) if j != site.choice]
+        found.append(site.options[min(rest, key=lambda j: rank(at, j, others))] if rest else None)
+    return found
 
 
 def _limits(plan: Plan) -> Mapping[str, float]:
@@ -73,8 +83,8 @@ def told(plan: Plan) -> Iterator[RenderableType]:
     name = next(iter(plan.error_names()), None)
     longest = max(plan.lengths, default=0)
     rows: dict[tuple[str, ...], list[str]] = {}
-    for at, site in enumerate(plan.sites):
-        chosen, after = site.chosen, second(plan, at)
+    for site, after in zip(plan.sites, runners_up(plan)):
+        chosen = site.chosen
         ran = plan.ran(site, chosen, longest).seconds[longest]
         faster = f"{site.options[0].seconds[longest] / ran:.3g}" if ran else "-"
         damage = 0.0 if chosen.exact else chosen.errors.get(name or "")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .budget import ERRORS, Budget, additive, said, total
 from .choose import InfeasibleError, Matrix, choose
-from .decisions import reason, second, told
+from .decisions import reason, runners_up, told
 from .ir import PlanError, RecipeError
 from .tables import WIDTH, plain
 
@@ -329,9 +329,9 @@ class Plan:
     def _parts(self) -> Iterator[RenderableType]:
         yield from told(self)
 
-    def runner_up(self, at: int) -> Option | None:
-        """What would come next at a site, the others as they are; None where there is one option."""
-        return second(self, at)
+    def runners_up(self) -> list[Option | None]:
+        """What would come next at each site, the others as they are; None where there is one option."""
+        return runners_up(self)
 
     # ---- files -------------------------------------------------------------------------------------
 

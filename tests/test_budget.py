@@ -72,7 +72,7 @@ def test_what_is_broken_is_said_with_figures():
 
 
 def test_a_budget_comes_back_from_json_without_its_metric():
-    budget = Budget(cosine=0.9, memory=0.5, prefer="linear")
+    budget = Budget(cosine=np.float32(0.5), memory=0.5, prefer="linear")
     assert Budget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
     saved = json.loads(json.dumps(Budget(metric=len, max_drop=0.1).to_dict()))
     assert saved == {"metric": True, "max_drop": 0.1, "prefer": "time"}

@@ -316,11 +316,11 @@ def test_a_site_says_why_it_stayed_exact():
         "near would make it cosine 0.9975",
         "100% of budget",
     ]
-    assert p.runner_up(0).recipe == "near" and p.runner_up(2).recipe == "exact"
+    assert [o.recipe for o in p.runners_up()] == ["near", "near", "exact"]
     refused = SitePlan("a", 0, "dense", (option("exact"),), refused={"x": "one reason", "y": "another"})
     assert plan(refused).resolve(Budget(cosine=0.9)).sites[0].reason == "2 recipes refused"
     assert plan().resolve(Budget(speedup=1)).sites[0].reason == "fast enough without near"
-    assert plan(refused).runner_up(0) is None
+    assert plan(refused).runners_up() == [None]
 
 
 # ---- files -----------------------------------------------------------------------------------------
