@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .ir import SubquadError
 
@@ -68,8 +68,9 @@ class Idealised:
 class Decoder:
     """A decoder-only model, as far as what it costs to serve goes.
 
-    weights: parameters. width: features of a token. itemsize: bytes of a weight, a key, a value. state: bytes
-    that a user's linear attention keeps instead of keys and values, or None for softmax attention.
+    weights: parameters. width: features of a token. itemsize: bytes of a weight, a key, a value. features: of
+    the keys of a linear attention, which keeps a state of features x head_dim a head, in float32, instead of
+    keys and values; None for softmax attention.
     """
 
     layers: int
@@ -78,20 +79,16 @@ class Decoder:
     width: int
     weights: float
     itemsize: int = 2
-    state: float | None = None
+    features: int | None = None
 
-    def linear(self, key_features: int | None = None, itemsize: int = 4) -> Decoder:
-        """The same model with every attention linear: a state of key_features x head_dim a head."""
-        features = self.head_dim if key_features is None else key_features
-        size = self.layers * self.kv_heads * features * self.head_dim * itemsize
-        return Decoder(
-            self.layers, self.kv_heads, self.head_dim, self.width, self.weights, self.itemsize, float(size)
-        )
+    def linear(self, features: int | None = None) -> Decoder:
+        """The same model with every attention linear, with as many features as a head has where None."""
+        return replace(self, features=self.head_dim if features is None else features)
 
     def cache(self, context: int) -> float:
         """Bytes that a user's context takes: keys and values of every layer, or the state."""
-        if self.state is not None:
-            return self.state
+        if self.features is not None:
+            return 4.0 * self.layers * self.kv_heads * self.features * self.head_dim
         return 2.0 * context * self.layers * self.kv_heads * self.head_dim * self.itemsize
 
     def users(self, context: int, memory: float) -> int:
@@ -101,12 +98,10 @@ class Decoder:
 
     def prefill(self, context: int, peak: float, *, causal: bool = True) -> float:
         """Seconds to read a context at `peak` FLOP/s, which bounds it. causal: masked pairs are skipped."""
-        pairs = 0.0
-        if self.state is None:
-            pairs = (1 if causal else 2) * self.layers * context * self.width
-        else:  # a token meets the state twice: k v^T is added, q reads
-            pairs = 4 * self.state / (4 * self.kv_heads) * (self.width / self.head_dim)
-        return context * (2 * self.weights + pairs) / peak
+        met = (1 if causal else 2) * context  # FLOPs for each feature of a token and layer
+        if self.features is not None:  # k v^T is added to the state, q reads it
+            met = 4 * self.features
+        return context * (2 * self.weights + self.layers * self.width * met) / peak
 
     def token(self, context: int, bandwidth: float, users: int = 1) -> float:
         """Seconds of the next token of so many users at once: weights and contexts are read."""
