@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from .ir import RecipeError
 from .passes.prices import price
 from .passes.recipes import Recipe
-from .passes.recipes.recipe import KINDS
+from .passes.recipes.recipe import KINDS, SEVERAL
 from .tables import WIDTH, count, grid, plain
 
 MEANING = {
@@ -73,14 +73,16 @@ def by_kind(recipes: Mapping[str, Recipe]) -> Iterator[tuple[str, list[Recipe]]]
 
 
 def masks(recipe: Recipe) -> str:
-    """The masks that it honours: `none or causal (+padding)` for all four; and what else it takes."""
-    found = []
+    """The masks that it honours: `none or causal (+padding, +packed)` for all; and what else it takes."""
+    found: dict[str, list[str]] = {}
     for plain_, padded in (("none", "padding"), ("causal", "causal+padding")):
-        both = {plain_, padded} <= recipe.masks
-        found += [f"{plain_} (+padding)"] if both else [m for m in (plain_, padded) if m in recipe.masks]
-    if len(found) == 2 and all(m.endswith(" (+padding)") for m in found):
-        found = ["none or causal (+padding)"]
-    return ", ".join([*found, *sorted(recipe.honours)])
+        whole = [m for m in (plain_, padded) if m in recipe.masks]
+        more = ["+padding"] if len(whole) == 2 else []
+        more += ["+packed"] if whole and all(SEVERAL[m] in recipe.masks for m in whole) else []
+        for mask in whole[: 1 if len(whole) == 2 else 2]:
+            found.setdefault(f" ({', '.join(more)})" if more else "", []).append(mask)
+    told = [f"{' or '.join(names)}{more}" if more else ", ".join(names) for more, names in found.items()]
+    return ", ".join([*told, *sorted(recipe.honours)])
 
 
 def needs(recipe: Recipe) -> str:

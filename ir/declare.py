@@ -64,7 +64,8 @@ def op(
     def declare(rule: Callable[..., Any]) -> OpDef:
         return _declare(
             rule, infer=rule, numpy=numpy, flops=flops, bytes=bytes, triton=triton,
-            commutative=commutative, random=random, view=view, aten=(aten,) if isinstance(aten, str) else aten,
+            commutative=commutative, random=random, view=view,
+            aten=(aten,) if isinstance(aten, str) else aten,
         )  # fmt: skip
 
     return declare

@@ -8,7 +8,9 @@ it is restated; sizes are small and lengths lie around the blocks.
 """
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import math
 import re
 from pathlib import Path
@@ -22,12 +24,14 @@ from subquad.backends import backend
 from subquad.catalogue import masks
 from subquad.ir import OPS, Graph, RecipeError, TensorType, building, cost, evaluate, symbol
 from subquad.ir.dims import evaluate as evaluate_dim
+from subquad.ir.ops.reduce import cumsum
 from subquad.ir.types import bool_, f32
 from subquad.learned import initial
 from subquad.passes import recipe_named
+from subquad.passes.masks import Mask
 from subquad.passes.pipeline import difference
 from subquad.passes.recipes import Mixing
-from subquad.passes.recipes.recipe import ALL, HONOURED
+from subquad.passes.recipes.recipe import HONOURED, MASKS
 
 SIZES = {"b": 2, "h": 4, "g": 2, "d": 4, "e": 5, "c": 6}
 SCALE, INDEX, COUNT = 0.4, 1, 3
@@ -35,7 +39,7 @@ BIG = (1 << 16, 1 << 20)
 
 
 def site_graph(spec: str, mask: str = "none", *, n=None, b=None, m=None, grid=(), before=0, **sizes) -> Graph:
-    """A recipe alone, on inputs q, k, v, then the tokens if it needs them, then the mask if any."""
+    """A recipe alone, on inputs q, k, v, the tokens if it needs them, the mask and the starts if any."""
     recipe, size = recipe_named(spec), {**SIZES, **sizes}
     n = symbol("n") if n is None else n
     b, m = symbol("b") if b is None else b, n if m is None else m
@@ -48,11 +52,16 @@ def site_graph(spec: str, mask: str = "none", *, n=None, b=None, m=None, grid=()
         types["tokens"] = TensorType(f32, (b, n, size["c"]))
     if "padding" in mask:
         types["mask"] = TensorType(bool_, (b, 1, 1, m))
+    if "packed" in mask:
+        types["starts"] = TensorType(bool_, (b, n))
     with building():
         inputs = {name: OPS["input"](name=name, type=t) for name, t in types.items()}
+        causal, padding = "causal" in mask, inputs.get("mask")
+        segments = (cumsum(inputs["starts"], dim=1),) * 2 if "packed" in mask else None
         place = Mixing(
-            SCALE, "causal" in mask, inputs.get("mask"), "layer", INDEX, COUNT, inputs.get("tokens"),
+            SCALE, causal, padding, "layer", INDEX, COUNT, inputs.get("tokens"),
             grid if "grid" in recipe.needs else (), before,
+            Mask(mask, causal=causal, padding=padding, segments=segments),
         )  # fmt: skip
         out = recipe(inputs["q"], inputs["k"], inputs["v"], place)
         return Graph("site", tuple(inputs.values()), (out,))
@@ -72,23 +81,29 @@ def weights(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def arrays(case: Restatement, graph: Graph, n: int, mask: str, seed: int = 0) -> list[np.ndarray]:
-    """Inputs; a third of the keys of the second sequence is padding, and padded keys hold poison."""
+    """Inputs; a third of the keys of the second row is padding, and padded keys hold poison.
+
+    Where sequences are packed, one starts at every fourth token or so.
+    """
     rng, size = np.random.default_rng(seed), {**SIZES, **case.sizes}
     given = [
         rng.standard_normal([evaluate_dim(d, {"n": n, "b": size["b"]}) for d in x.shape])
         for x in graph.inputs
     ]
+    if "packed" in mask:
+        *given, starts = given
+        starts = starts > 0.7
     if "padding" in mask:
         keep = rng.random((size["b"], n)) > 0.3
         keep[0], keep[1, -1] = True, n == 1
         given[1] = np.where(keep[:, None, :, None], given[1], 1e30)
         given[2] = np.where(keep[:, None, :, None], given[2], np.nan)
         given[-1] = keep[:, None, None, :]
-    return given
+    return [*given, starts] if "packed" in mask else given
 
 
 def restated(case: Restatement, graph: Graph, given, learned, mask, grid=(), before=0) -> np.ndarray:
-    """The same by the restatement."""
+    """The same by the restatement; of each sequence by itself, where several are packed in a row."""
     by_name = dict(zip((x.op.attrs["name"] for x in graph.inputs), given, strict=True))
     q, k, v = (by_name[name] for name in "qkv")
     each, keep = q.shape[1] // k.shape[1], np.ones((len(k), k.shape[2]), bool)
@@ -101,7 +116,22 @@ def restated(case: Restatement, graph: Graph, given, learned, mask, grid=(), bef
         by_name.get("tokens"), grid, before, INDEX, COUNT,
     )  # fmt: skip
     with np.errstate(all="ignore"):
-        return case.function(site, **case.options)
+        if "starts" not in by_name:
+            return case.function(site, **case.options)
+        rows = []
+        for row, starts in enumerate(by_name["starts"]):
+            ends = [0, *(np.flatnonzero(starts[1:]) + 1), len(starts)]
+            parts = [only(site, row, slice(*span)) for span in itertools.pairwise(ends)]
+            rows.append(np.concatenate([case.function(part, **case.options) for part in parts], axis=2))
+        return np.concatenate(rows)
+
+
+def only(site: Site, row: int, tokens: slice) -> Site:
+    """Some tokens of one row."""
+    row = slice(row, row + 1)
+    q, k, v = (x[row, :, tokens] for x in (site.q, site.k, site.v))
+    x = None if site.tokens is None else site.tokens[row, tokens]
+    return dataclasses.replace(site, q=q, k=k, v=v, keep=site.keep[row, tokens], tokens=x)
 
 
 def places(case: Restatement):
@@ -193,7 +223,7 @@ def refusals(case: Restatement) -> list[str | None]:
     mask = min(recipe.masks)
     causal = "causal" in mask
     found = [recipe.refusal("dense", False, True, "because")]
-    found += [recipe.refusal(other, "causal" in other, True, "") for other in sorted(ALL - recipe.masks)]
+    found += [recipe.refusal(other, "causal" in other, True, "") for other in sorted(MASKS - recipe.masks)]
     if recipe.square or causal:
         found.append(recipe.refusal(mask, causal, False, ""))
     found += [recipe.refusal(mask, causal, True, "", [it]) for it in sorted(HONOURED.keys() - recipe.honours)]

@@ -134,7 +134,7 @@ def test_small_chunks_are_taken_where_kernels_take_them():
     """With the delta rule, and with a decay of each feature: what a token costs in its chunk tells."""
     n = 4 * CHUNK
     for kind, chunk in (("decay by head", CHUNK), ("decay by feature", SMALL), ("delta rule", SMALL)):
-        given, attrs = shapes(kind, n)
+        given, _ = shapes(kind, n)
         q, k, v, decay, beta = (s and torch.zeros(s) for s in [*given.values()][:5])
         assert kernels.Problem(q, k, v, True, False, 0.0, decay, beta, None, None, False).chunk == chunk
         inside = 2 * B * H * n * chunk * (D + E)

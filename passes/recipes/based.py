@@ -5,17 +5,17 @@ import math
 from ...ir.ops.activation import as_dtype, wide
 from ...ir.ops.elementwise import cos, maximum
 from ...ir.ops.index import arange
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.reduce import sum_
 from ...ir.ops.shape import expand, reshape
 from . import features as maps
 from .pieces import far, linear_part, merge, windowed
+from .pieces.linear import recurrence
 from .pieces.parts import ones
-from .recipe import ALL, recipe
+from .recipe import ALL, MASKS, recipe
 
 
 @recipe(
-    paper="arXiv:2402.18668", kind="needs training", masks=ALL,
+    paper="arXiv:2402.18668", kind="needs training", masks=MASKS,
     learns={"query": "the lowest cosines over the features, per head", "key": "the same, per key head"},
 )  # fmt: skip
 def based(q, k, v, site, *, features: int = 16):
@@ -32,7 +32,7 @@ def based(q, k, v, site, *, features: int = 16):
                            order=2, scale=site.scale)  # fmt: skip
 
     x, k = phi(q, "query"), site.kept(phi(site.kept(k), "key"))
-    out = linear_attention(x, k, site.kept(wide(v)), causal=site.causal, normalize=True, eps=1e-12)
+    out = recurrence(site, x, k, site.kept(wide(v)), causal=site.causal, normalize=True, eps=1e-12)
     return as_dtype(out, q.dtype)
 
 

@@ -6,7 +6,6 @@ from ...ir import RecipeError, Value
 from ...ir.dims import Dim
 from ...ir.ops.activation import as_dtype, wide
 from ...ir.ops.elementwise import sigmoid
-from ...ir.ops.linear_attention import linear_attention
 from .pieces.gates import (
     at_tokens,
     from_tokens,
@@ -18,7 +17,8 @@ from .pieces.gates import (
     short_conv,
     unit,
 )
-from .recipe import Mixing, recipe
+from .pieces.linear import recurrence
+from .recipe import CAUSAL, Mixing, recipe
 
 WRITES = {
     "conv_q": "the identity", "conv_k": "the identity", "conv_v": "the identity",
@@ -28,7 +28,6 @@ WRITES = {
 """What every delta rule here learns."""
 DECAYS = {"A_log": "0", "dt_bias": "the half-life"}
 GATE = {"gate": "0", "gate_bias": "open: silu of it is 1"}
-CAUSAL = frozenset({"causal", "causal+padding"})
 
 
 def delta_rule(
@@ -53,7 +52,7 @@ def delta_rule(
     assert site.tokens is not None
     beta = at_tokens(site, sigmoid(from_tokens(site, site.tokens, "beta", h, bias=0.0)))
     beta = beta * 2.0 if negative else beta
-    return normed(site, linear_attention(q, k, v, decay, beta, causal=True, normalize=False))
+    return normed(site, recurrence(site, q, k, v, decay, beta, causal=True))
 
 
 @recipe(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ...ir import RecipeError
 from ...ir.ops.activation import as_dtype, wide
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.nonlinear import log_sigmoid
 from .pieces.gates import flat, from_tokens, gated, heads_of, normed
-from .recipe import recipe
+from .pieces.linear import recurrence
+from .recipe import CAUSAL, recipe
 
 
 @recipe(
-    paper="arXiv:2312.06635", kind="needs training", masks={"causal", "causal+padding"}, needs={"tokens"},
+    paper="arXiv:2312.06635", kind="needs training", masks=CAUSAL, needs={"tokens"},
     learns={
         "decay_down": "N(0, 1 / channels)", "decay_up": "0, so that the decay does not read the tokens",
         "decay_bias": "0: the state halves in 16 tokens", "norm": "1", "gate": "0",
@@ -31,5 +31,5 @@ def gla(q, k, v, site, *, rank: int = 16, temperature: float = 16.0, source: str
     x = site.tokens if source == "tokens" else flat(k)
     decay = log_sigmoid(from_tokens(site, x, "decay", h * d, rank=rank, bias=0.0)) / temperature
     decay = site.kept(heads_of(decay, h))
-    o = linear_attention(wide(q) * site.scale, k, site.kept(v), decay, causal=True, normalize=False)
+    o = recurrence(site, wide(q) * site.scale, k, site.kept(v), decay, causal=True)
     return as_dtype(gated(site, normed(site, o), site.tokens), q.dtype)

@@ -1,15 +1,14 @@
 """A learned map of each head, made positive by a softmax over its features."""
 
 from ...ir.ops.activation import as_dtype, wide
-from ...ir.ops.linear_attention import linear_attention
 from . import features
-from .pieces.linear import identities
+from .pieces.linear import identities, recurrence
 from .pieces.parts import zeros
-from .recipe import ALL, recipe
+from .recipe import MASKS, recipe
 
 
 @recipe(
-    paper="arXiv:2402.04347", kind="needs training", masks=ALL,
+    paper="arXiv:2402.04347", kind="needs training", masks=MASKS,
     learns={"query": "the identity, per head", "query_bias": "0", "key": "the identity, per head",
             "key_bias": "0"},
 )  # fmt: skip
@@ -25,5 +24,5 @@ def hedgehog(q, k, v, site):
         return features.hedgehog_joint(wide(x), w, site.learn(f"{name}_bias", zeros(q.dtype, h, 1, d)))
 
     x, k = phi(q, "query"), site.kept(phi(site.kept(k), "key"))
-    out = linear_attention(x, k, site.kept(wide(v)), causal=site.causal, normalize=True, eps=1e-12)
+    out = recurrence(site, x, k, site.kept(wide(v)), causal=site.causal, normalize=True, eps=1e-12)
     return as_dtype(out, q.dtype)

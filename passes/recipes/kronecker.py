@@ -6,13 +6,13 @@ from ...ir import RecipeError
 from ...ir.ops.activation import as_dtype, wide
 from ...ir.ops.attention import swap
 from ...ir.ops.linear import matmul
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.nonlinear import clamp
 from ...ir.ops.shape import cat, expand, slice_
 from . import features
 from .pieces.gates import filled, repeated
+from .pieces.linear import recurrence
 from .pieces.parts import ones, zeros
-from .recipe import ALL, recipe
+from .recipe import MASKS, recipe
 
 
 def bounded(x, site, order, limit, tolerance):
@@ -29,7 +29,7 @@ def bounded(x, site, order, limit, tolerance):
     return features.polynomial(x, order=order, scale=site.scale, limit=limit, tolerance=tolerance)
 
 
-@recipe(paper="arXiv:2302.13214", kind="approximate", masks=ALL)
+@recipe(paper="arXiv:2302.13214", kind="approximate", masks=MASKS)
 def polynomial(q, k, v, site, *, order: int = 2, limit: float = 0.0, tolerance: float = 0.1):
     """Attention with bounded entries: weights sum_(m <= order) (scale q . k)^m / m!, normalised by row.
 
@@ -38,7 +38,7 @@ def polynomial(q, k, v, site, *, order: int = 2, limit: float = 0.0, tolerance: 
     limit that is asked for cannot promise it. C(d + order, order) features a head.
     """
     x, k = (bounded(wide(y), site, order, limit, tolerance) for y in (q, site.kept(k)))
-    out = linear_attention(x, site.kept(k), site.kept(wide(v)), causal=site.causal, normalize=True, eps=1e-12)
+    out = recurrence(site, x, site.kept(k), site.kept(wide(v)), causal=site.causal, normalize=True, eps=1e-12)
     return as_dtype(out, q.dtype)
 
 

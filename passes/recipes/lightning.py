@@ -6,12 +6,12 @@ from ...ir import OPS, RecipeError, Value
 from ...ir.dims import Dim
 from ...ir.ops.activation import as_dtype, silu, wide
 from ...ir.ops.elementwise import exp, sigmoid
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.norm import rms_norm
 from ...ir.ops.shape import cat, reshape
 from ...ir.types import DType
 from .pieces.gates import flat, from_tokens, heads_of, places
-from .recipe import recipe
+from .pieces.linear import recurrence
+from .recipe import CAUSAL, recipe
 from .retnet import constant_decay
 
 LN2 = 0.6931471805599453
@@ -30,7 +30,7 @@ def alibi(h: Dim, dtype: DType) -> Value:
 
 
 @recipe(
-    paper="arXiv:2307.14995", kind="needs training", masks={"causal", "causal+padding"}, needs={"tokens"},
+    paper="arXiv:2307.14995", kind="needs training", masks=CAUSAL, needs={"tokens"},
     learns={"gate_down": "N(0, 1 / channels)", "gate_up": "0, so that the gate is 1/2 for all tokens"},
 )  # fmt: skip
 def lightning(q, k, v, site, *, slopes: tuple[float, ...] = (), rule: str = "alibi"):
@@ -54,7 +54,7 @@ def lightning(q, k, v, site, *, slopes: tuple[float, ...] = (), rule: str = "ali
     else:
         raise RecipeError(f"rule={rule!r}: it is 'alibi' or 'paper'")
     decay = constant_decay(site, -slope, b, n)
-    o = linear_attention(x, k, v, decay, causal=True, normalize=False)
+    o = recurrence(site, x, k, v, decay, causal=True)
     o = rms_norm(flat(o), normalized_shape=(h * e,), eps=1e-6)
     gate = sigmoid(from_tokens(site, site.tokens, "gate", h * e, rank=d))
     return as_dtype(heads_of(o * gate, h), q.dtype)

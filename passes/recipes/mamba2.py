@@ -6,7 +6,6 @@ from ...ir import Value
 from ...ir.dims import Dim
 from ...ir.ops.activation import as_dtype, silu, wide
 from ...ir.ops.elementwise import exp, log
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.nonlinear import softplus
 from ...ir.ops.norm import rms_norm
 from ...ir.ops.random import rand
@@ -23,7 +22,8 @@ from .pieces.gates import (
     short_conv,
     step_start,
 )
-from .recipe import Mixing, recipe
+from .pieces.linear import recurrence
+from .recipe import CAUSAL, Mixing, recipe
 
 STARTS = {
     "dt": "0, so that steps do not read the tokens", "dt_bias": "steps log-uniform in 0.001 .. 0.1",
@@ -55,7 +55,7 @@ def norm_of_gated(site: Mixing, y: Value, x: Value, *, start: float = 1.0) -> Va
 
 
 @recipe(
-    paper="arXiv:2405.21060", kind="needs training", masks={"causal", "causal+padding"}, needs={"tokens"},
+    paper="arXiv:2405.21060", kind="needs training", masks=CAUSAL, needs={"tokens"},
     learns={"conv_q": "the identity", "conv_k": "the identity", "conv_v": "the identity", **STARTS},
 )  # fmt: skip
 def mamba2(q, k, v, site, *, conv: int = 4, act: bool = True):
@@ -76,12 +76,12 @@ def mamba2(q, k, v, site, *, conv: int = 4, act: bool = True):
     dt, decay = step_and_decay(site, site.tokens, h)
     b, _, n = dt.shape
     written = v * reshape(dt, shape=(b, h, n, 1))
-    y = linear_attention(q_, k, written, decay, causal=True, normalize=False) + skipped(site, v)
+    y = recurrence(site, q_, k, written, decay, causal=True) + skipped(site, v)
     return as_dtype(norm_of_gated(site, y, site.tokens), q.dtype)
 
 
 @recipe(
-    paper="arXiv:2408.10189", kind="needs training", masks={"causal", "causal+padding"}, needs={"tokens"},
+    paper="arXiv:2408.10189", kind="needs training", masks=CAUSAL, needs={"tokens"},
     learns={
         "decay": "0, so that decays do not read the tokens", "decay_bias": "the half-life", "D": "0",
         "gate": "0", "gate_bias": "open: silu of it is 1",
@@ -97,5 +97,5 @@ def discrete_mamba2(q, k, v, site, *, half_life: float = 64.0):
     k, v = site.kept(wide(k)), repeated(site.kept(wide(v)), h)
     a = from_tokens(site, site.tokens, "decay", h, bias=half_life_start(half_life))
     decay = at_tokens(site, -softplus(a))
-    y = linear_attention(wide(q) * site.scale, k, v, decay, causal=True, normalize=False)
+    y = recurrence(site, wide(q) * site.scale, k, v, decay, causal=True)
     return as_dtype(gated(site, y + skipped(site, v, 0.0), site.tokens), q.dtype)

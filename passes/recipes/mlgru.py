@@ -11,11 +11,12 @@ from ...ir.ops.norm import rms_norm
 from ...ir.ops.scan import linear_scan
 from ...ir.ops.shape import reshape
 from .pieces.gates import filled, flat, heads_of, repeated
-from .recipe import recipe
+from .pieces.parts import earlier
+from .recipe import CAUSAL, recipe
 
 
 @recipe(
-    paper="arXiv:2406.02528", kind="needs training", masks={"causal", "causal+padding"}, square=True,
+    paper="arXiv:2406.02528", kind="needs training", masks=CAUSAL, square=True,
     learns={"norm": "1", "bound": "a forget gate of at least layer / layers"},
 )  # fmt: skip
 def mlgru(q, k, v, site):
@@ -38,6 +39,9 @@ def mlgru(q, k, v, site):
         f = bound + f * (1.0 - bound)
     written = site.kept(silu(v) * (1.0 - f))
     f = 1.0 - site.kept(1.0 - f)
+    segments = site.segments(q.shape[0])
+    if segments is not None:  # nothing is left of the sequence before
+        f = f * earlier(filled(1.0, f.dtype, q.shape[0], 1, q.shape[2], 1), 1, segments)
     state = linear_scan(written, f)
     norm = site.learn("norm", filled(1.0, f.dtype, h * e))
     gate = rms_norm(flat(k), norm, normalized_shape=(h * e,), eps=1e-5)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from ...ir import RecipeError
 from ...ir.ops.activation import as_dtype, wide
 from ...ir.ops.elementwise import gt, sigmoid, where
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.shape import cat, permute, reshape
 from .deltanet import CAUSAL, DECAYS, GATE, WRITES
 from .pieces import from_memories, ones, routing, to_memories
 from .pieces.gates import from_tokens, gated, half_life_start, log_decay, normed, short_conv, unit
+from .pieces.linear import recurrence
 from .recipe import recipe
 
 
@@ -53,5 +53,5 @@ def mom(q, k, v, site, *, memories: int = 4, chosen: int = 2, conv: int = 4, hal
     decay = log_decay(site, steps, bias=half_life_start(half_life))
     decay = taking_part(reshape(decay, shape=(b, n, many * h)))
     k, v = to_memories(k, which, many), to_memories(v, which, many)
-    o = linear_attention(to_memories(q_, None, many), k, v, decay, beta, causal=True, normalize=False)
+    o = recurrence(site, to_memories(q_, None, many), k, v, decay, beta, causal=True)
     return as_dtype(gated(site, normed(site, from_memories(o, weights)), x), q.dtype)

@@ -4,12 +4,12 @@ import math
 
 from ...ir import RecipeError
 from ...ir.ops.activation import as_dtype, wide
-from ...ir.ops.linear_attention import linear_attention
 from . import features as maps
-from .recipe import ALL, recipe
+from .pieces.linear import recurrence
+from .recipe import ALL, CAUSAL, recipe
 
 
-@recipe(paper="arXiv:2009.14794", kind="needs training", masks=ALL)
+@recipe(paper="arXiv:2009.14794", kind="needs training", masks=ALL | CAUSAL)
 def performer(q, k, v, site, *, features: int = 0, kernel: str = "softmax", gaussian: bool = True):
     """FAVOR+: m random features a head, orthogonal in blocks, drawn once; m = d ln d by default.
 
@@ -34,5 +34,5 @@ def performer(q, k, v, site, *, features: int = 0, kernel: str = "softmax", gaus
         x, k = maps.rectified(x * root, w, eps=eps), maps.rectified(k * root, w, eps=eps)
     else:
         raise RecipeError(f"kernel={kernel!r}: it is 'softmax' or 'relu'")
-    out = linear_attention(x, site.kept(k), v, causal=site.causal, normalize=True, eps=1e-12)
+    out = recurrence(site, x, site.kept(k), v, causal=site.causal, normalize=True, eps=1e-12)
     return as_dtype(out, q.dtype)

@@ -24,11 +24,25 @@ from typing import Any
 
 from ...ir import OPS, Dim, Graph, IRError, RecipeError, Value
 from ...ir.ops.elementwise import where
-from ..masks import Mask, over_keys
+from ...ir.ops.shape import expand
+from ...ir.types import bool_, i64
+from ..masks import Mask, over_keys, uniform
 from ..options import Option, Reader, options_of, suggest
 
 ALL = frozenset({"none", "causal", "padding", "causal+padding"})
 """The masks that a sum over keys, running or not, can honour."""
+
+SEVERAL = {
+    "none": "packed", "causal": "causal+packed", "padding": "packed+padding",
+    "causal+padding": "causal+packed+padding",
+}  # fmt: skip
+"""The masks of `ALL` where several sequences stand in one row, packed, and do not see each other."""
+
+MASKS = ALL | frozenset(SEVERAL.values())
+"""All that a recipe may honour. What a recurrence forgets between sequences honours all of them."""
+
+CAUSAL = frozenset(mask for mask in MASKS if "causal" in mask)
+"""Those under which no token sees a later one."""
 
 HONOURED = {
     "softcap": "caps its scores by a tanh",
@@ -85,11 +99,42 @@ class Mixing:
         start = Graph("init", (), (init,))
         return OPS["param"](name=f"{self.name}.{name}", type=init.type, init=start, fixed=True)
 
+    def segments(self, b: Dim) -> Value | None:
+        """i64 [b, n], which of several sequences packed in a row each token is of; None for one sequence.
+
+        Raises RecipeError where the tokens of a sequence are not proved to stand together.
+        """
+        if self.mask.segments is None:
+            return None
+        found = _runs(*self.mask.segments)
+        if found is None:
+            raise RecipeError(
+                "its mask tells sequences apart by numbers that are not proved to count up along the tokens, "
+                "and a recurrence returns to none; count where they start: cumsum(starts, dim=-1) of a bool"
+            )
+        return expand(found, size=(b, found.shape[1]))
+
     def kept(self, x: Value) -> Value:
         """x [b, g, m, d] with zeros at padded keys, so that sums over keys pass them by."""
         if self.padding is None:
             return x
         return where(over_keys(self.padding, x.shape[0], x.shape[2]), x, 0.0)
+
+
+def _runs(queries: Value, keys: Value) -> Value | None:
+    """The segments [b or 1, n] of queries and of keys, if both are one running count; else None."""
+    sides = []
+    for x in (queries, keys):
+        sign = 1  # an equality holds of what is less than 0 as well
+        while x.op.name == "reshape" or (x.op.name == "mul" and uniform(x.op.args[1]) in (1, -1)):
+            sign = -sign if x.op.name == "mul" and uniform(x.op.args[1]) == -1 else sign
+            x = x.op.args[0]
+        sides.append((x, sign))
+    (count, _), n = sides[0], queries.shape[1]
+    if sides[0] != sides[1] or count.op.name != "cumsum" or count.op.attrs["dim"] != count.rank - 1:
+        return None
+    starts = count.op.args[0]
+    return queries if count.shape[-1] == n and count.dtype is i64 and starts.dtype is bool_ else None
 
 
 @dataclass(frozen=True)
@@ -145,8 +190,10 @@ class Recipe:
         square: as many queries as keys. does: which of `HONOURED` the attention does.
         """
         if kind not in self.masks:
-            why = f" ({reason})" if reason else ""
-            return f"{self.name} honours {', '.join(sorted(self.masks))}; this mask is {kind}{why}"
+            why, whole = f" ({reason})" if reason else "", sorted(self.masks & ALL)
+            several = [SEVERAL[m] for m in whole if SEVERAL[m] in self.masks]
+            known = f"{', '.join(whole)}, each also packed" if len(several) == len(whole) else ""
+            return f"{self.name} honours {known or ', '.join(sorted(self.masks))}; this mask is {kind}{why}"
         for name in does:
             if name not in self.honours:
                 return f"{self.name} honours no {name}, and this attention {HONOURED[name]}"
@@ -186,11 +233,11 @@ def recipe(
         name = function.__name__
         if name in RECIPES:
             raise RecipeError(f"recipe {name!r} is declared twice")
-        known = set(masks) <= ALL and set(needs) <= NEEDS.keys() and set(honours) <= HONOURED.keys()
+        known = set(masks) <= MASKS and set(needs) <= NEEDS.keys() and set(honours) <= HONOURED.keys()
         if kind not in KINDS or not known:
             raise RecipeError(
-                f"recipe {name!r}: kind is one of {KINDS}, masks of {sorted(ALL)}, needs of {sorted(NEEDS)}, "
-                f"honours of {sorted(HONOURED)}"
+                f"recipe {name!r}: kind is one of {KINDS}, masks of {sorted(MASKS)}, "
+                f"needs of {sorted(NEEDS)}, honours of {sorted(HONOURED)}"
             )
         doc = (function.__doc__ or "").strip()
         options = options_of(function)

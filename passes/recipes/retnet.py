@@ -6,12 +6,12 @@ from ...ir import Value
 from ...ir.dims import Dim
 from ...ir.ops.activation import as_dtype, wide
 from ...ir.ops.elementwise import exp, log1p
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.norm import rms_norm
 from ...ir.ops.shape import expand, reshape
 from ...ir.types import DType
 from .pieces.gates import gated, places
-from .recipe import ALL, Mixing, recipe
+from .pieces.linear import recurrence
+from .recipe import MASKS, Mixing, recipe
 
 
 def retention_decay(h: Dim, dtype: DType) -> Value:
@@ -33,12 +33,12 @@ def retention(q: Value, k: Value, v: Value, site: Mixing) -> Value:
     x, (b, h, n, _) = wide(q) * site.scale, q.shape
     k, v = site.kept(wide(k)), site.kept(wide(v))
     decay = constant_decay(site, retention_decay(h, x.dtype), b, n)
-    o = linear_attention(x, k, v, decay, causal=site.causal, normalize=False)
+    o = recurrence(site, x, k, v, decay, causal=site.causal)
     return rms_norm(o, normalized_shape=(v.shape[3],), eps=1e-6)
 
 
 @recipe(
-    paper="arXiv:2307.08621", kind="needs training", masks=ALL, square=True, needs={"tokens"},
+    paper="arXiv:2307.08621", kind="needs training", masks=MASKS, square=True, needs={"tokens"},
     learns={"gate": "0, so that it does not read the tokens", "gate_bias": "open: silu of it is 1"},
 )  # fmt: skip
 def retnet(q, k, v, site):

@@ -10,9 +10,9 @@ from ...ir.ops.elementwise import exp, tanh
 from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.reduce import sum_
 from ...ir.ops.shape import cat, reshape, slice_
-from .pieces import zeros
 from .pieces.gates import filled, from_tokens, gated, heads_of, normed, repeated
-from .recipe import Mixing, recipe
+from .pieces.parts import earlier, zeros
+from .recipe import CAUSAL, Mixing, recipe
 
 LEARNS = {
     "decay_down": "N(0, 1 / channels)", "decay": "0, so that decays do not read the tokens",
@@ -31,10 +31,16 @@ def log_decays(site: Mixing, h: int, d: int, rank: int, half_life: float) -> Val
     return heads_of(-exp(w), h)
 
 
-def from_before(q: Value, k: Value, v: Value, decay: Value, *, back: bool = False) -> Value:
+def from_before(
+    q: Value, k: Value, v: Value, decay: Value, *, back: bool = False, segments: Value | None = None
+) -> Value:
     """S_(t-1)^T q_t of S_t = diag(exp(decay_t)) S_(t-1) + k_t v_t^T; back: of the states from the end."""
-    k, v, decay = (_moved(x, back) for x in (k, v, decay))
-    return linear_attention(q, k, v, decay, causal=True, normalize=False, reverse=back)
+    if back:
+        k, v, decay = map(_later, (k, v, decay))
+    else:
+        k, v, decay = earlier(k, 1, segments), earlier(v, 1), earlier(decay, 1)
+    rest = dict(causal=True, normalize=False, reverse=back)
+    return linear_attention(q, k, v, decay, None, None, segments, **rest)
 
 
 def of_itself(site: Mixing, q: Value, k: Value, v: Value) -> Value:
@@ -44,16 +50,14 @@ def of_itself(site: Mixing, q: Value, k: Value, v: Value) -> Value:
     return sum_(q * repeated(k, h) * bonus, dim=(3,), keepdim=True) * repeated(v, h)
 
 
-def _moved(x: Value, back: bool) -> Value:
-    """Token t of the result is t - 1 of x [b, h, n, d], or t + 1; zeros beyond the end."""
+def _later(x: Value) -> Value:
+    """Token t of the result is t + 1 of x [b, h, n, d], 0 after the last."""
     b, h, n, d = x.shape
-    gap = zeros(x.dtype, b, h, 1, d)
-    joined = cat(x, gap, dim=2) if back else cat(gap, x, dim=2)
-    return slice_(joined, dim=2, start=int(back), end=n + int(back))
+    return slice_(cat(x, zeros(x.dtype, b, h, 1, d), dim=2), dim=2, start=1, end=n + 1)
 
 
 @recipe(
-    paper="arXiv:2404.05892", kind="needs training", masks={"causal", "causal+padding"}, needs={"tokens"},
+    paper="arXiv:2404.05892", kind="needs training", masks=CAUSAL, needs={"tokens"},
     learns=LEARNS,
 )  # fmt: skip
 def rwkv6(q, k, v, site, *, rank: int = 64, half_life: float = 32.0):
@@ -65,7 +69,7 @@ def rwkv6(q, k, v, site, *, rank: int = 64, half_life: float = 32.0):
     normalised, and times silu(W x + b). Queries, keys and values are projected as they were, without the
     paper's mixing of each token with the one before.
     """
-    (_, h, _, d), k, v = q.shape, site.kept(wide(k)), site.kept(wide(v))
+    (b, h, _, d), k, v = q.shape, site.kept(wide(k)), site.kept(wide(v))
     x, decay = wide(q) * site.scale, site.kept(log_decays(site, h, d, rank, half_life))
-    o = from_before(x, k, v, decay) + of_itself(site, x, k, v)
+    o = from_before(x, k, v, decay, segments=site.segments(b)) + of_itself(site, x, k, v)
     return as_dtype(gated(site, normed(site, o), site.tokens), q.dtype)

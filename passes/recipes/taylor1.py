@@ -3,12 +3,12 @@
 from ...ir import OPS
 from ...ir.ops.activation import as_dtype, wide
 from ...ir.ops.elementwise import maximum
-from ...ir.ops.linear_attention import linear_attention
 from ...ir.ops.shape import cat, expand, slice_
-from .recipe import ALL, recipe
+from .pieces.linear import recurrence
+from .recipe import MASKS, recipe
 
 
-@recipe(paper="arXiv:2412.06590", kind="approximate", masks=ALL)
+@recipe(paper="arXiv:2412.06590", kind="approximate", masks=MASKS)
 def taylor1(q, k, v, site):
     """InLine attention with the identity map: softmax to first order in the scores.
 
@@ -23,9 +23,9 @@ def taylor1(q, k, v, site):
     unit = OPS["const"](value=1.0, dtype=x.dtype)
     one = site.kept(expand(unit, size=(b, g, m, 1)))
     v1 = cat(v, one, dim=3)  # values, and a column that counts keys
-    first = linear_attention(x, k, v1, causal=site.causal, normalize=False)
+    first = recurrence(site, x, k, v1, causal=site.causal)
     ones = expand(unit, size=(b, h, n, 1))
-    total = linear_attention(ones, one, v1, causal=site.causal, normalize=False)
+    total = recurrence(site, ones, one, v1, causal=site.causal)
     count = maximum(slice_(total, dim=3, start=e, end=e + 1), 1.0)
     mean_v = slice_(total, dim=3, start=0, end=e) / count
     lean = slice_(first, dim=3, start=e, end=e + 1) / count  # s q_i . mean(k)

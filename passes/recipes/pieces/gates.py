@@ -122,7 +122,8 @@ def short_conv(site: Mixing, x: Value, name: str, width: int, *, act: bool = Tru
         raise RecipeError(f"a convolution of {width} tokens: 1 at least")
     h, d = x.shape[1], x.shape[3]
     start = cat(zeros(x.dtype, h, d, width - 1), filled(1.0, x.dtype, h, d, 1), dim=2)
-    x = token_conv(x, site.learn(name, start), causal=True, padding=site.padding)
+    apart = site.segments(x.shape[0])
+    x = token_conv(x, site.learn(name, start), causal=True, padding=site.padding, segments=apart)
     return silu(x) if act else x
 
 

@@ -6,6 +6,8 @@ and register tokens. A channel is one feature of one head: there are h * d.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 
 from ....ir import IRError, Value
@@ -21,23 +23,31 @@ from ....ir.ops.pool import adaptive_avg_pool2d
 from ....ir.ops.shape import pad, permute, reshape, slice_
 from ....ir.types import DType, i64, product
 from .order import joined_to, split
-from .parts import kept, zeros
+from .parts import earlier, kept, zeros
 
 
 def token_conv(x: Value, w: Value, *, causal: bool = False, bias: Value | None = None,
-               padding: Value | None = None) -> Value:  # fmt: skip
+               padding: Value | None = None, segments: Value | None = None) -> Value:  # fmt: skip
     """Depthwise convolution along the tokens of x [b, h, n, d] with w [h, d or 1, width]; n stays.
 
         y_t = sum_i w_i x_(t - width + 1 + i)     causal
         y_t = sum_i w_i x_(t - width // 2 + i)    centred
 
-    with zeros beyond the ends and at padded tokens. bias: [h, d] or [h, 1]. w of d = 1 serves all
+    with zeros beyond the ends, at padded tokens and, where causal, at tokens that have another number of
+    segments [b, n]. bias: [h, d] or [h, 1]. w of d = 1 serves all
     features of a head (Nystromformer: h kernels of 33).
     """
     (b, h, n, d), (many, each, width) = x.shape, w.shape
     if many != h or each not in (1, d):
         raise IRError(f"w is {w.type}: x has {h} heads of {d} features")
     y = kept(x, padding)
+    if segments is not None:
+        if not causal:
+            raise IRError("sequences packed in a row are kept apart by a causal convolution only")
+        taps = reshape(as_dtype(w, y.dtype), shape=(h, 1, each, width))
+        parts = (earlier(y, lag, segments) * _tap(taps, width - 1 - lag) for lag in range(width))
+        y = functools.reduce(operator.add, parts)
+        return y if bias is None else y + reshape(as_dtype(bias, y.dtype), shape=(h, 1, bias.shape[1]))
     shared = each != d
     y = permute(y, dims=(0, 3, 1, 2) if shared else (0, 1, 3, 2))
     y = reshape(y, shape=(b * d, h, n) if shared else (b, h * d, n))
@@ -48,6 +58,11 @@ def token_conv(x: Value, w: Value, *, causal: bool = False, bias: Value | None =
     y = reshape(y, shape=(b, d, h, n) if shared else (b, h, d, n))
     y = permute(y, dims=(0, 2, 3, 1) if shared else (0, 1, 3, 2))
     return y if bias is None else y + reshape(as_dtype(bias, y.dtype), shape=(h, 1, each))
+
+
+def _tap(w: Value, i: int) -> Value:
+    """w [h, 1, d, width] at one of its tokens, [h, 1, d]."""
+    return reshape(slice_(w, dim=3, start=i, end=i + 1), shape=w.shape[:3])
 
 
 def to_map(x: Value, grid: Sequence[Dim]) -> Value:

@@ -9,7 +9,17 @@ from ....ir.ops.linear_attention import linear_attention
 from ....ir.ops.random import rand
 from ....ir.ops.shape import cat, expand, slice_
 from ....ir.types import DType, f32
+from ..recipe import Mixing
 from .parts import ones
+
+
+def recurrence(
+    site: Mixing, q: Value, k: Value, v: Value, decay: Value | None = None, beta: Value | None = None, *,
+    causal: bool, normalize: bool = False, eps: float = 0.0,
+) -> Value:  # fmt: skip
+    """`linear_attention` at a site, anew for each of several sequences that are packed in a row."""
+    rest = dict(causal=causal, normalize=normalize, eps=eps)
+    return linear_attention(q, k, v, decay, beta, None, site.segments(q.shape[0]), **rest)
 
 
 def linear_sums(

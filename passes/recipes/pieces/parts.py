@@ -15,10 +15,10 @@ from ....ir import OPS, IRError, Value
 from ....ir.dims import Dim
 from ....ir.ops.activation import as_dtype, wide
 from ....ir.ops.attention import grouped, heads, swap
-from ....ir.ops.elementwise import exp, gt, maximum, where
+from ....ir.ops.elementwise import eq, exp, gt, maximum, where
 from ....ir.ops.linear import matmul
 from ....ir.ops.reduce import amax, sum_
-from ....ir.ops.shape import expand, reshape
+from ....ir.ops.shape import cat, expand, reshape, slice_
 from ....ir.types import DType, bool_
 from ...masks import over_keys
 from ..features import LOWEST
@@ -39,6 +39,21 @@ class Part(NamedTuple):
 def zeros(dtype: DType, *shape: Dim) -> Value:
     """A tensor of zeros."""
     return expand(OPS["const"](value=0.0, dtype=dtype), size=shape)
+
+
+def earlier(x: Value, by: int, segments: Value | None = None) -> Value:
+    """Token t of the result is token t - by of x [b, h, n, d], 0 before the first.
+
+    segments: integers [b, n]; 0 too where that token has another number than t.
+    """
+    b, h, n, d = x.shape
+    moved = slice_(cat(zeros(x.dtype, b, h, by, d), x, dim=2), dim=2, start=0, end=n)
+    if segments is None or not by:
+        return moved
+    now = reshape(segments, shape=(b, 1, n, 1))
+    first = expand(slice_(now, dim=2, start=0, end=1), size=(b, 1, by, 1))
+    then = slice_(cat(first, now, dim=2), dim=2, start=0, end=n)
+    return where(eq(now, then), moved, 0.0)
 
 
 def kept(x: Value, padding: Value | None) -> Value:
