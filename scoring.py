@@ -20,6 +20,8 @@ from .calibration import Batch
 from .frontend import Captured
 from .ir import OPS, Graph, Op, Value, building
 from .ir import replace as replace_ops
+from .ir.dims import evaluate
+from .ir.interpret import bind
 from .passes import find_sites
 from .passes.masks import classify_op
 from .reference import seeded
@@ -76,12 +78,22 @@ class Nudges:
     def __init__(self, captured: Captured, graph: Graph, sites: Sequence[Op]):
         self._run = backend("eager").compile(_nudged(graph, sites), captured.modules)
         self._own = {name: x.detach() for name, x in captured.tensors.items()}
-        self._count = len(sites)
+        self._inputs, self._types = graph.inputs, [op.types[0] for op in sites]
 
-    def gradients(self, inputs: Sequence[Tensor], shapes: Sequence[torch.Size], seed: int) -> list[Tensor]:
+    def zeros(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Nothing added to any site."""
+        env = bind({v: x.shape for v, x in zip(self._inputs, inputs, strict=True)})
+        device = next((x.device for x in (*self._own.values(), *inputs)), None)
+        return [
+            torch.zeros(
+                [evaluate(d, env) for d in t.shape], dtype=getattr(torch, t.dtype.torch), device=device
+            )
+            for t in self._types
+        ]
+
+    def gradients(self, inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
         """r J of each site for one r, scaled so that (r J d)^2 is a share of |y|^2."""
-        like = next(x for x in self._own.values() if x.is_floating_point())
-        zeros = [torch.zeros(shape, dtype=like.dtype, requires_grad=True) for shape in shapes]
+        zeros = [zero.requires_grad_() for zero in self.zeros(inputs)]
         with torch.enable_grad():
             outputs, _ = self._run([*inputs, *zeros], self._own)
             floats = [y for y in outputs if y.is_floating_point() and y.requires_grad]
@@ -123,10 +135,8 @@ def first_order(
     for batch in batches:
         with torch.no_grad():
             found = taps(batch.inputs, weights)
-        shapes = {sites[at]: tap.exact.shape for at, tap in found.items()}
-        ordered = [shapes[i] for i in range(len(shapes))]
         for probe in range(probes):
-            gradients = nudges.gradients(batch.inputs, ordered, probe)
+            gradients = nudges.gradients(batch.inputs, probe)
             for at, tap in found.items():
                 acts = (gradients[sites[at]] * (tap.made - tap.exact)).double().flatten(1).sum(1)
                 sums[at] = sums.get(at, 0.0) + float(acts.square().sum()) / probes

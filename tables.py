@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -72,3 +74,20 @@ def op_markdown(ops: Mapping[str, Any]) -> str:
         aten = ", ".join(f"`{overload}`" for overload in defn.aten)
         rows.append((f"`{name}`", aten or "-", what.replace("|", "\\|")))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what is being done; nothing where stderr is a file."""
+    from rich.live import Live
+    from rich.spinner import Spinner
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    spinner = Spinner("dots", "starting")
+    # with stdout in a file, rich must not print it on the terminal instead
+    redirect = sys.stdout.isatty()
+    with Live(spinner, console=console, transient=True, redirect_stdout=redirect):
+        yield lambda text: spinner.update(text=text)

@@ -32,6 +32,10 @@ class Verifier:
         self.tensors = {name: double(x) for name, x in tensors.items()}
         self.modules = modules
 
+    def give(self, weights: Mapping[str, Tensor]) -> None:
+        """Weights that recipes add, by name, to run with instead of what they start from."""
+        self.tensors |= {name: double(x) for name, x in weights.items()}
+
     @torch.no_grad()
     def __call__(self, graph: Graph) -> list[Any]:
         """Outputs, then updates by name, as numpy arrays."""

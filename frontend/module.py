@@ -19,7 +19,7 @@ from .signature import Signature
 from .state import add_parameters, copy_state, places, unwritten
 from .versions import Executable, Version, Versions
 
-OWN = frozenset({"graph", "versions", "log", "sites", "backend", "folded", "captured"})
+OWN = frozenset({"graph", "versions", "log", "plan", "sites", "backend", "folded", "captured"})
 
 
 class OptimizedModule(nn.Module):
@@ -59,6 +59,7 @@ class OptimizedModule(nn.Module):
             self.versions, self.graph = executable.versions, executable.versions[-1][1]
         self.captured, self.folded = captured, frozenset(folded)
         self.log: Any = None
+        self.plan: Any = None
         self.sites: Any = ()
         self.backend: Any = None
         self._opener: Callable[..., OptimizedModule] | None = None
