@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from .ir import (
@@ -44,8 +44,10 @@ MOST = 1 << 20
 """The most tokens that a crossover is looked for at."""
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 """Tokens at which it is measured."""
-PATIENCE = 2.0
+PATIENCE = 0.3
 """Seconds of one call from which on no longer one is measured."""
+Clock = Callable[[Graph, int], float]
+"""Seconds of a graph with "n" as large."""
 
 
 # ---- a graph on a machine ------------------------------------------------------------------------
@@ -218,12 +220,12 @@ class Site:
 
 def crossover(
     op: Op, recipe: Recipe | str, machine: Machine, *, measured: bool = False, dtype: str | None = None,
-    phase: str = "prefill", most: int = MOST, clock: Callable[[Graph, int], float] | None = None,
+    phase: str = "prefill", most: int = MOST, clock: Clock | None = None,
 ) -> int | None:  # fmt: skip
     """Tokens from which on a recipe is faster than an `attention` op of this batch, heads, width and mask.
 
     Predicted; with `measured=True` timed on random operands at 256 to 16,384 tokens through the eager backend
-    on this machine, and kept with its constants; beyond those the prediction is scaled to the last of them.
+    on this machine, until a call takes 0.3 s, and kept; beyond those the prediction is scaled to the last.
     None where it is not faster at `most` tokens. clock: seconds of a graph at so many tokens, for tests.
     Raises RecipeError where the recipe refuses the site, or does at every length.
     """
@@ -267,46 +269,44 @@ def crossover(
 
 
 def _ratios(
-    place: Site,
-    recipe: Recipe,
-    machine: Machine,
-    dtype: str | None,
-    clock: Callable[[Graph, int], float] | None,
+    place: Site, recipe: Recipe, machine: Machine, dtype: str | None, clock: Clock | None
 ) -> tuple[tuple[float, float], ...]:
     """(tokens, by how much the measured quotient of times is above the predicted one), rising."""
-    what = f"{place.op.name} {[x and str(_resized(x.type, symbol('n'))) for x in place.op.args[:3]]}"
-    mask = classify_op(place.op)
-    key = f"{identity(machine.kind)}; {what}; {mask.kind}, window {mask.window}; {recipe}; {dtype or 'f32'}"
-    kept = recall("crossover", key) if clock is None else None
-    try:
-        points = [(int(n), float(a), float(b)) for n, a, b in kept or ()]
-    except (TypeError, ValueError):
-        points = []
-    if not points:
-        points = list(_timed(place, recipe, dtype, machine.kind, clock))
-        if clock is None and points:
-            keep("crossover", key, points)
+    times = [_times(place, r, machine.kind, dtype, clock) for r in (None, recipe)]
     found = []
-    for n, exact, new in points:
-        told = [place.seconds(r, n, machine, dtype) for r in (None, recipe)]
-        if not any(isinstance(t, No) for t in told):
-            found.append((float(n), (new / exact) / (float(told[1]) / float(told[0]))))  # type: ignore[arg-type]
+    for n in sorted(times[0].keys() & times[1].keys()):
+        exact, new = (place.seconds(r, n, machine, dtype) for r in (None, recipe))
+        if not (isinstance(exact, No) or isinstance(new, No)):
+            found.append((float(n), (times[1][n] / times[0][n]) / (new / exact)))
     if not found:
         raise RecipeError(f"{recipe} could not be measured at any of {LENGTHS} tokens: it refuses them here")
     return tuple(found)
 
 
-def _timed(
-    place: Site, recipe: Recipe, dtype: str | None, device: str, clock: Callable[[Graph, int], float] | None
-) -> Iterator[tuple[int, float, float]]:
-    """(tokens, seconds of exact attention, seconds of the recipe) at geometric lengths."""
+def _times(
+    place: Site, recipe: Recipe | None, device: str, dtype: str | None, clock: Clock | None
+) -> dict[int, float]:
+    """Seconds by tokens, at geometric lengths until one took long: kept ones, or timed and kept."""
     from .speeds import graph_seconds
 
+    mask, op = classify_op(place.op), place.op
+    types = ", ".join(str(_resized(x.type, symbol("n"))) for x in op.args[:3])
+    what = f"{types}; mask {mask.kind}, window {mask.window}, {dict(op.attrs)}; {recipe or 'exact'}"
+    key = f"{identity(device)}; {what}; {dtype or 'as it is'}"
+    try:
+        kept = {int(n): float(took) for n, took in recall("times", key).items()} if clock is None else {}
+    except (AttributeError, TypeError, ValueError):
+        kept = {}
+    if kept and all(math.isfinite(took) and took > 0 for took in kept.values()):
+        return kept
     time = clock or functools.partial(graph_seconds, device=device, dtype=dtype)
+    found: dict[int, float] = {}
     for n in LENGTHS:
-        graphs = [place.graph(r, n) for r in (None, recipe)]
-        pair = [time(graph, n) for graph in graphs if isinstance(graph, Graph)]
-        if len(pair) == 2:
-            yield n, pair[0], pair[1]
-            if max(pair) > PATIENCE:
-                return
+        graph = place.graph(recipe, n)
+        if isinstance(graph, Graph):
+            found[n] = time(graph, n)
+            if found[n] > PATIENCE:
+                break
+    if clock is None and found:
+        keep("times", key, found)
+    return found

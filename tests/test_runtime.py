@@ -440,7 +440,7 @@ def test_measured_times_are_kept(tmp_path, monkeypatch):
 
     def timed(graph, n, *, device, dtype):
         next(calls)
-        return n * (n if graph.name == "exact" else 300.0) * 1e-9
+        return n * (n if graph.name == "exact" else 300.0) * 1e-10
 
     monkeypatch.setattr(speeds, "graph_seconds", timed)
     first = crossover(attends(), "elu1", PLAIN, measured=True)
@@ -448,10 +448,25 @@ def test_measured_times_are_kept(tmp_path, monkeypatch):
     assert first == pytest.approx(300, rel=0.2)
     assert crossover(attends(), "elu1", PLAIN, measured=True) == first
     assert next(calls) == 2 * len(LENGTHS) + 1
-    (kept,) = tmp_path.iterdir()
-    kept.write_text(kept.read_text()[:50])
+    kept = [*tmp_path.iterdir()]
+    assert len(kept) == 2  # that of exact attention serves every recipe
+    kept[0].write_text(kept[0].read_text()[:50])
     assert crossover(attends(), "elu1", PLAIN, measured=True) == first
-    assert next(calls) == 4 * len(LENGTHS) + 2
+    assert next(calls) == 3 * len(LENGTHS) + 2
+    crossover(attends(), "window", PLAIN, measured=True)
+    assert next(calls) == 4 * len(LENGTHS) + 3
+
+
+def test_no_long_call_is_waited_for_twice():
+    """Measuring stops at the first length that takes long; what is longer is predicted."""
+    asked = []
+
+    def clock(graph, n):
+        asked.append(n)
+        return n * n * 1e-7
+
+    crossover(attends(), "elu1", PLAIN, measured=True, clock=clock)
+    assert asked == [256, 512, 1024, 2048] * 2
 
 
 def test_a_graph_is_timed_through_the_eager_backend():
