@@ -18,7 +18,7 @@ from typing import Any
 from ..ir import OPS, Cost, Dim, Graph, IRError, No, Op, RecipeError, TensorType, Value, building, cost
 from ..ir import replace as replace_ops
 from ..ir.attributes import attr_key
-from ..ir.dims import evaluate
+from ..ir.dims import at_least, evaluate
 from ..ir.rewrite import current_journal
 from ..ir.types import bool_, product
 from .masks import Mask, classify_op
@@ -127,7 +127,9 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, place: Pl
         return No("the features of a head are an open size", op.results[0])
     new = OPS["attention"](*inputs, **op.attrs).op
     mask, sink, softcap = classify_op(new), (*new.inputs, None, None)[4], op.attrs["softcap"]
-    does = {"softcap": softcap is not None, "sink": sink is not None, "offset": mask.offset != 0}
+    past = mask.causal and q.shape[2] + mask.offset == k.shape[2] and at_least(mask.offset, 1)
+    does = {"softcap": softcap is not None, "sink": sink is not None, "past": past}
+    does["offset"] = mask.offset != 0 and not past
     square, which = q.shape[2] == k.shape[2], [name for name in does if does[name]]
     refusal = recipe.refusal(mask.kind, mask.causal, square, mask.reason, which)
     if refusal is not None:

@@ -15,7 +15,7 @@ from .recipe import ALL, MASKS, recipe
 
 
 @recipe(
-    paper="arXiv:2402.18668", kind="needs training", masks=MASKS,
+    paper="arXiv:2402.18668", kind="needs training", masks=MASKS, honours={"past"},
     learns={"query": "the lowest cosines over the features, per head", "key": "the same, per key head"},
 )  # fmt: skip
 def based(q, k, v, site, *, features: int = 16):

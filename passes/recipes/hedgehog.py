@@ -8,7 +8,7 @@ from .recipe import MASKS, recipe
 
 
 @recipe(
-    paper="arXiv:2402.04347", kind="needs training", masks=MASKS,
+    paper="arXiv:2402.04347", kind="needs training", masks=MASKS, honours={"past"},
     learns={"query": "the identity, per head", "query_bias": "0", "key": "the identity, per head",
             "key_bias": "0"},
 )  # fmt: skip

@@ -29,7 +29,7 @@ def bounded(x, site, order, limit, tolerance):
     return features.polynomial(x, order=order, scale=site.scale, limit=limit, tolerance=tolerance)
 
 
-@recipe(paper="arXiv:2302.13214", kind="approximate", masks=MASKS)
+@recipe(paper="arXiv:2302.13214", kind="approximate", masks=MASKS, honours={"past"})
 def polynomial(q, k, v, site, *, order: int = 2, limit: float = 0.0, tolerance: float = 0.1):
     """Attention with bounded entries: weights sum_(m <= order) (scale q . k)^m / m!, normalised by row.
 

@@ -9,7 +9,7 @@ from .pieces.linear import recurrence
 from .recipe import ALL, CAUSAL, recipe
 
 
-@recipe(paper="arXiv:2009.14794", kind="needs training", masks=ALL | CAUSAL)
+@recipe(paper="arXiv:2009.14794", kind="needs training", masks=ALL | CAUSAL, honours={"past"})
 def performer(q, k, v, site, *, features: int = 0, kernel: str = "softmax", gaussian: bool = True):
     """FAVOR+: m random features a head, orthogonal in blocks, drawn once; m = d ln d by default.
 

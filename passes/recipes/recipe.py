@@ -47,6 +47,7 @@ CAUSAL = frozenset(mask for mask in MASKS if "causal" in mask)
 HONOURED = {
     "softcap": "caps its scores by a tanh",
     "sink": "has a sink that takes a share of every row",
+    "past": "has keys from before its first query",
     "offset": "counts its queries from another position than its keys",
 }
 """What else an attention may do that a recipe must say it honours, and how that is said."""
@@ -197,7 +198,7 @@ class Recipe:
         for name in does:
             if name not in self.honours:
                 return f"{self.name} honours no {name}, and this attention {HONOURED[name]}"
-        if not square and (causal or self.square):
+        if not square and (causal or self.square) and not ("past" in does and causal):
             need = "a causal recipe" if causal else self.name
             return f"{need} needs as many queries as keys, and that is not proved here"
         return None

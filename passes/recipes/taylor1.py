@@ -8,7 +8,7 @@ from .pieces.linear import recurrence
 from .recipe import MASKS, recipe
 
 
-@recipe(paper="arXiv:2412.06590", kind="approximate", masks=MASKS)
+@recipe(paper="arXiv:2412.06590", kind="approximate", masks=MASKS, honours={"past"})
 def taylor1(q, k, v, site):
     """InLine attention with the identity map: softmax to first order in the scores.
 

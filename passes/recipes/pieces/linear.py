@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ....ir import OPS, Value
 from ....ir.dims import Dim
+from ....ir.ops.activation import wide
+from ....ir.ops.attention import swap
 from ....ir.ops.index import eye
+from ....ir.ops.linear import matmul
 from ....ir.ops.linear_attention import linear_attention
 from ....ir.ops.random import rand
-from ....ir.ops.shape import cat, expand, slice_
+from ....ir.ops.shape import cat, expand, reshape, slice_
 from ....ir.types import DType, f32
 from ..recipe import Mixing
 from .parts import ones
@@ -17,9 +20,29 @@ def recurrence(
     site: Mixing, q: Value, k: Value, v: Value, decay: Value | None = None, beta: Value | None = None, *,
     causal: bool, normalize: bool = False, eps: float = 0.0,
 ) -> Value:  # fmt: skip
-    """`linear_attention` at a site, anew for each of several sequences that are packed in a row."""
+    """`linear_attention` at a site, anew for each of several sequences that are packed in a row.
+
+    Where there are more keys than queries and it is causal, the first keys, such as a learned prefix, are
+    before all queries: their sum is the state to start from.
+    """
+    state, past = None, k.shape[2] - q.shape[2]
+    if causal and past != 0 and decay is None and beta is None:
+        h, g = q.shape[1], k.shape[1]
+        before, k = _parted(k, past)
+        there, v = _parted(v, past)
+        if normalize:
+            there = cat(there, expand(ones(there, None), size=(*there.shape[:3], 1)), dim=3)
+        state = matmul(swap(wide(before)), wide(there))
+        (b, _, d, e) = state.shape
+        state = expand(reshape(state, shape=(b, g, 1, d, e)), size=(b, g, h // g, d, e))
+        state = reshape(state, shape=(b, h, d, e))
     rest = dict(causal=causal, normalize=normalize, eps=eps)
-    return linear_attention(q, k, v, decay, beta, None, site.segments(q.shape[0]), **rest)
+    return linear_attention(q, k, v, decay, beta, state, site.segments(q.shape[0]), **rest)
+
+
+def _parted(x: Value, at: Dim) -> tuple[Value, Value]:
+    """The first `at` tokens of x [b, h, n, d], and the others."""
+    return slice_(x, dim=2, start=0, end=at), slice_(x, dim=2, start=at, end=x.shape[2])
 
 
 def linear_sums(
