@@ -108,9 +108,8 @@ def site(op: Op, recipe: Recipe | str | None, n: Dim, *, grid: Sequence[int] = (
          count: int = 1) -> Graph | No:  # fmt: skip
     """An `attention` op as a graph of its own with n tokens: as it is where recipe is None, else under it.
 
-    Its inputs are q, k, v, then the padding or the tokens where they are read. grid: the sizes of the grid
-    that n tokens lie on. A mask that is no padding is left out of the exact one where it is causal or a
-    window, and refused where it is neither.
+    Its inputs are q, k, v, then the padding and the tokens where they are read. grid: the sizes of the grid
+    that n tokens lie on. A causal mask or window goes on at any length; another mask is refused.
     """
     mask = classify_op(op)
     if not mask.parts <= {"causal", "window", "padding"}:
@@ -127,14 +126,8 @@ def site(op: Op, recipe: Recipe | str | None, n: Dim, *, grid: Sequence[int] = (
         inputs = [given.get(name) for name in ("q", "k", "v", "mask")]
         if sink is not None:
             inputs.append(OPS["input"](name="sink", type=sink.type))
-        attrs = {
-            **op.attrs,
-            "causal": mask.causal,
-            "offset": mask.offset if square else 0,
-            "window": mask.window,
-        }
-        if not mask.causal and mask.window is None:
-            attrs["offset"] = 0
+        offset = mask.offset if square and (mask.causal or mask.window is not None) else 0
+        attrs = {**op.attrs, "causal": mask.causal, "offset": offset, "window": mask.window}
         new = OPS["attention"](*inputs, **attrs)
         reads = [x for x in inputs if x is not None]
         if recipe is None:
@@ -145,7 +138,7 @@ def site(op: Op, recipe: Recipe | str | None, n: Dim, *, grid: Sequence[int] = (
             result = substitute(new.op, new.op.inputs, recipe, place)
         else:
             width = found.shape[2] if found is not None else q.shape[1] * q.shape[3]
-            x = OPS["input"](name="x", type=TensorType(q.dtype, (q.shape[0], n, width)))
+            x = OPS["input"](name="x", type=TensorType(q.dtype, (types["q"].shape[0], n, width)))
             result = _reading(new, recipe, x, mask, place)
             reads.append(x)
         return result if isinstance(result, No) else Graph("site", reads, (result,))
@@ -176,32 +169,25 @@ def _reading(new: Value, recipe: Recipe, x: Value, mask: Mask, place: Place) -> 
 
 class Site:
     """The graphs of one `attention` op by tokens and recipe: built once with their number open where
-    that goes.
-
-    axes: how many axes the grid of its tokens has, 0 for none; a grid is as nearly a square as there is.
+    that goes. A grid is as nearly a square as there is, or four frames of such where a recipe wants frames.
     """
 
-    def __init__(self, op: Op, axes: int = 2):
-        self.op, self.axes = op, axes
+    def __init__(self, op: Op):
+        self.op = op
         self.graphs: dict[tuple[Recipe | None, int | None], Graph | No] = {}
 
     def graph(self, recipe: Recipe | None, n: int) -> Graph | No:
         """The graph at n tokens, symbolic in "n" or not."""
-        if (recipe, None) not in self.graphs and (recipe is None or "grid" not in recipe.needs):
+        on_grid = recipe is not None and "grid" in recipe.needs
+        if (recipe, None) not in self.graphs and not on_grid:
             self.graphs[recipe, None] = site(self.op, recipe, symbol("n"))
         found = self.graphs.get((recipe, None))
         if isinstance(found, Graph):
             return found
         if (recipe, n) not in self.graphs:
-            self.graphs[recipe, n] = site(self.op, recipe, n, grid=self.grid(recipe, n))
+            made = [site(self.op, recipe, n, grid=grid) for grid in (grids(n) if on_grid else ((),))]
+            self.graphs[recipe, n] = next((graph for graph in made if isinstance(graph, Graph)), made[0])
         return self.graphs[recipe, n]
-
-    def grid(self, recipe: Recipe | None, n: int) -> tuple[int, ...]:
-        """The sides of the grid, the longer last; () where the recipe needs none."""
-        if recipe is None or "grid" not in recipe.needs:
-            return ()
-        side = next(s for s in range(math.isqrt(n), 0, -1) if n % s == 0)
-        return (side, n // side)
 
     def seconds(self, recipe: Recipe | None, n: int, machine: Machine, dtype: str | None = None,
                 phase: str = "prefill") -> float | No:  # fmt: skip
@@ -213,6 +199,17 @@ class Site:
             return seconds(graph, {"n": n}, machine, dtype=dtype, phase=phase)
         except IRError as error:
             return No(str(error), self.op.results[0])
+
+
+def grids(n: int) -> list[tuple[int, ...]]:
+    """Grids of n tokens: of a picture, and of four frames where n has them."""
+    found: list[tuple[int, ...]] = []
+    for frames in (1, 4):
+        if n % frames == 0:
+            each = n // frames
+            side = next(s for s in range(math.isqrt(each), 0, -1) if each % s == 0)
+            found.append((side, each // side) if frames == 1 else (frames, side, each // side))
+    return found
 
 
 # ---- from where on -------------------------------------------------------------------------------
