@@ -43,7 +43,8 @@ def lingen(q, k, v, site, *, window: int = 4, frames: int = 8, pool: int = 4):
     by the order i mod 4 of rows or columns, frames slowest or fastest; before each walk come the means of
     boxes of `pool` tokens a side, seen and then dropped. Windows are shifted in every second layer. A
     grid (H, W) is one frame. Class tokens attend to all and are attended by all in the windows only.
-    The sizes are guesses: the paper's are not known.
+    The paper has windows small in space and medium in time, and gives no sizes: these are guesses, and so
+    is that the means come first on the way back too.
     """
     grid, h, before, x = sizes(site), q.shape[1], site.before, site.tokens
     if len(grid) not in (2, 3) or pool < 1:

@@ -25,8 +25,9 @@ def mom(q, k, v, site, *, memories: int = 4, chosen: int = 2, conv: int = 4, hal
 
     o = sum_m w_m o^m + o^shared; w is the softmax of the router's logits W x over the chosen. Each memory
     has its own decay and write strength, and the keys and values are shared (the paper's single_kv_proj).
-    Tokens that a memory is not chosen by leave it as it is, at the cost of a pass over them. The paper
-    trains with a load-balancing loss beside: pieces.load_balance.
+    Tokens that a memory is not chosen by leave it as it is, at the cost of a pass over them. In training
+    only, the paper adds a loss that keeps the choices even; it is no part of what runs, and who trains
+    the router adds it: pieces.load_balance.
     """
     if not 1 <= chosen <= memories:
         raise RecipeError(f"chosen={chosen} of memories={memories}: from 1 to all of them")
