@@ -137,6 +137,6 @@ def test_a_convolution_along_packed_tokens():
             part = x[row : row + 1, :, start:end]
             _, plain = run(part, w, starts[row : row + 1, start:end])
             np.testing.assert_allclose(packed[row : row + 1, :, start:end], plain, atol=1e-12)
-    with building(), pytest.raises(subquad.ir.IRError, match="causal convolution only"):
+    with building(), pytest.raises(subquad.ir.IRError, match="by a causal convolution"):
         y = value("x", 2, 3, 9, 4)
         token_conv(y, value("w", 3, 4, 3), segments=cumsum(value("s", 2, 9, dtype=bool_), dim=1))

@@ -6,8 +6,6 @@ and register tokens. A channel is one feature of one head: there are h * d.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Sequence
 
 from ....ir import IRError, Value
@@ -42,11 +40,13 @@ def token_conv(x: Value, w: Value, *, causal: bool = False, bias: Value | None =
         raise IRError(f"w is {w.type}: x has {h} heads of {d} features")
     y = kept(x, padding)
     if segments is not None:
-        if not causal:
-            raise IRError("sequences packed in a row are kept apart by a causal convolution only")
+        if not causal or not isinstance(width, int):
+            raise IRError("sequences packed in a row: kept apart by a causal convolution of known width only")
         taps = reshape(as_dtype(w, y.dtype), shape=(h, 1, each, width))
-        parts = (earlier(y, lag, segments) * _tap(taps, width - 1 - lag) for lag in range(width))
-        y = functools.reduce(operator.add, parts)
+        x = y
+        for lag in range(width):
+            part = earlier(x, lag, segments) * _tap(taps, width - 1 - lag)
+            y = part if lag == 0 else y + part
         return y if bias is None else y + reshape(as_dtype(bias, y.dtype), shape=(h, 1, bias.shape[1]))
     shared = each != d
     y = permute(y, dims=(0, 3, 1, 2) if shared else (0, 1, 3, 2))
