@@ -212,7 +212,9 @@ def test_meaning_body_and_lowering_agree(extreme):
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("kind, delta", [("head", False), ("token", True), ("channel", False)])
+@pytest.mark.parametrize(
+    "kind, delta", [("none", False), ("head", False), ("token", False), ("token", True), ("channel", False)]
+)
 def test_chunks_and_spans_do_not_matter(kind, delta, side):
     if delta and side == "both":
         return

@@ -63,7 +63,7 @@ class Blocks:
     def room(self, x: Tensor, span: Span, add: bool = False) -> Tensor:
         """A block to fill and then `write`: x's own memory where that lies as the block does."""
         w = self._window(x, span)
-        m, b, g, r, c, d = w.shape
+        m, b, _, r, c, d = w.shape
         alone = self.b * self.states * r == 1 and not (self.back or add) and x.dtype == self.dtype
         return w.view(m, c, d) if alone else x.new_empty(m * b * self.states, r * c, d, dtype=self.dtype)
 

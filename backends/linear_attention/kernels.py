@@ -1,8 +1,8 @@
 """Forward and backward of the op, on operands that have been checked; what `ops` registers.
 
-Chunk sizes were chosen with `bench_linear_attention.py --chunks` on Zen 5 cores, float32. The same functions
-through Inductor (`--inductor`) took 1.3 to 1.4 times the time of one core, and 3.4 times with a decay of each
-feature, besides 20 to 90 seconds to compile for each shape: products in eager chunks are what is used.
+Chunk sizes were chosen with `bench_linear_attention.py --chunks` on Zen 5 cores, float32. oneDNN's float32
+product is twice MKL's there, but torch reaches it for one matrix at a time or as a grouped convolution, and
+for batches of chunks both were slower than torch.bmm: 2 to 91 GFLOP/s against 184.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from .recurrence import Gradients, Kept, Sweep
 
 __all__ = ["CHUNK", "SMALL_CHUNK", "backward", "final_dtype", "forward"]
 
-ROWS = 8192
-"""Rows of work, tokens x batch x heads, taken at once: few large products suffer least from other load."""
-ALONE = 4
-"""A head is worked on alone from 1 / ALONE of ROWS on: then nothing of it has to be copied."""
+ROWS = 2048
+"""Rows of work, tokens x batch x heads, taken at once: what is between products stays in a core's cache.
+A head of as many tokens is worked on alone, and then nothing of it has to be copied."""
 
 
 def final_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -52,6 +51,10 @@ class Problem:
         self.chunk = chunk or (SMALL_CHUNK if channel or beta is not None else CHUNK)
         # Away from the CPU a launch costs more than a cache miss (this factor is not measured).
         self.rows = rows or (ROWS if q.device.type == "cpu" else 32 * ROWS)
+        # Without decays bfloat16 products keep the result within one rounding; rounded decays would not.
+        low = {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} and self.dtype == torch.float32 and q.is_cpu
+        bare = decay is None and beta is None and segments is None and not normalize
+        self.narrow = low and bare and torch.cpu._is_avx512_bf16_supported()
         self.directions = [bool(reverse)] if causal else [False, True]
 
     @property
@@ -67,7 +70,7 @@ class Problem:
     def parts(self, *results: Tensor | None) -> Iterator[tuple[Problem, list[Tensor | None]]]:
         """Each head of each batch with its results, where one is work enough and lies by itself."""
         alone = self.beta is None and self.k.shape[1] == self.v.shape[1] == self.states
-        if not alone or self.q.shape[2] * ALONE < self.rows:
+        if not alone or self.q.shape[2] < self.rows:
             yield self, list(results)
             return
         for i, j in itertools.product(range(self.q.shape[0]), range(self.states)):
@@ -89,7 +92,7 @@ class Problem:
         chunk = max(n, 1) if whole else self.chunk
         return Blocks(self.q.shape[0], n, self.states, chunk, self.rows, self.dtype, back)
 
-    def sweep(self, back: bool) -> Sweep:
+    def sweep(self, back: bool, narrow: bool = False) -> Sweep:
         """The recurrence from one side; the second of two leaves out the diagonal."""
         resets = None
         if self.segments is not None:
@@ -98,7 +101,7 @@ class Problem:
             (resets[:, :-1] if back else resets[:, 1:]).copy_(change)
         second = back and not self.causal
         return Sweep(self.q, self.k, self.v, self.decay, self.beta, resets,
-                     self.cut(self.q.shape[2], back), self.normalize, second)  # fmt: skip
+                     self.cut(self.q.shape[2], back), self.normalize, second, narrow)  # fmt: skip
 
     def finish(self, x: Tensor) -> Tensor:
         """[numerator, normaliser] to their quotient."""
@@ -137,12 +140,12 @@ def _forward_swept(p: Problem, out: Tensor) -> Tensor:
     """Fill the output; the last state."""
     (back, *two), finish = p.directions, p.finish if p.normalize else None
     if not two:
-        return p.sweep(back).run(p.first(), out, finish=finish)
+        return p.sweep(back, p.narrow).run(p.first(), out, finish=finish)
     total = out
     if p.normalize or out.dtype != p.dtype:
         total = out.new_empty(*out.shape[:3], p.v.shape[3] + p.normalize, dtype=p.dtype)
-    p.sweep(False).run(p.first(), total)
-    last = p.sweep(True).run(p.first(), total, add=True)
+    p.sweep(False, p.narrow).run(p.first(), total)
+    last = p.sweep(True, p.narrow).run(p.first(), total, add=True)
     if total is not out:
         out.copy_(p.finish(total))
     return last

@@ -15,6 +15,7 @@ that of G is q dq + k dk_row - k dk_column, so decays cost no product of their o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -97,7 +98,10 @@ def scan(
     each, order = states.unbind(), range(m)[:: -1 if back else 1]
     factors = None if carry is None else carry.expand(m, -1, -1, -1).unbind()
     if rows is None:
-        torch.bmm(columns.mT, u, out=following)
+        if u.dtype == states.dtype:
+            torch.bmm(columns.mT, u, out=following)
+        else:
+            following.copy_(columns.mT @ u)
         for i in order:
             now, then = (each[i + 1], each[i]) if back else (each[i], each[i + 1])
             then.add_(now) if factors is None else then.addcmul_(now, factors[i])
@@ -116,13 +120,15 @@ class Sweep:
     """The recurrence from one side over operands with four axes, decay and beta [b, H, n, 1 or d].
 
     decay may also be [H, 1, 1]: constant. strict: a token does not see itself (nor beta). resets:
-    bool [b, n], where nothing that was before is left.
+    bool [b, n], where nothing that was before is left. narrow: products in q's dtype.
     """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, beta: Tensor | None,
-                 resets: Tensor | None, cut: Blocks, ones: bool, strict: bool = False):  # fmt: skip
+                 resets: Tensor | None, cut: Blocks, ones: bool, strict: bool = False,
+                 narrow: bool = False):  # fmt: skip
         self.q, self.k, self.v, self.decay, self.beta, self.resets = q, k, v, decay, beta, resets
-        self.cut, self.ones, self.strict = cut, ones, strict
+        self.ones, self.strict = ones, strict
+        self.cut = dataclasses.replace(cut, dtype=q.dtype) if narrow else cut
         self.constant: dict[int, Decay] = {}
 
     def decayed(self, span: Span) -> Decay:
@@ -179,8 +185,13 @@ class Sweep:
                 kept.append(Kept(states, u, x.solve))
             if out is not None:
                 block = x.v.new_empty(0) if finish else self.cut.room(out, span, add)
-                block = torch.bmm(times(x.q, x.decay.into), states[:-1].flatten(0, 1), out=block)
-                block.baddbmm_(self.seen(x.decay.scores(x.q, x.k)), u)
+                met, before = times(x.q, x.decay.into), states[:-1].flatten(0, 1)
+                scores = self.seen(x.decay.scores(x.q, x.k))
+                if block.dtype == before.dtype:
+                    torch.bmm(met, before, out=block).baddbmm_(scores, u)
+                else:  # one sum, and so one rounding
+                    met, before = torch.cat([met, scores], 2), torch.cat([before.to(u.dtype), u], 1)
+                    torch.bmm(met, before, out=block)
                 self.cut.write(out, span, finish(block) if finish else block, add)
         return state
 

@@ -2,13 +2,18 @@
 
     python tests/benchmarks/bench_linear_attention.py             # all forms at one length, then exponents
     python tests/benchmarks/bench_linear_attention.py --chunks    # how the chunk sizes were chosen
-    python tests/benchmarks/bench_linear_attention.py --inductor  # the same kernels through torch.compile
+    python tests/benchmarks/bench_linear_attention.py --no-peers  # without what torch.compile makes
 
 Each form is timed in turn with softmax attention and two plain matrix products, round by round, so that
 a busy machine slows all; ratios are taken within a round. Rates are of the algorithm's own FLOPs (masked
 halves of chunks included). sgemm is `a @ a`, the best product of float32 the machine has is oneDNN's,
 and bandwidth is that of a copy too large for any cache. What memory a call adds at its peak is the
 process's own high-water mark, where Linux tells it.
+
+The peer is the textbook formula in chunks (`plain_chunks`), written here without a look at the kernels, as
+torch.compile (Inductor) runs it, for the causal forms in which it is a few lines. Its decays are products of
+exp(sum) and exp(-sum) of differences, so it is for mild ones. The kernels of flash-linear-attention are
+Triton's and run on no CPU; its `naive` functions, loops over tokens, do, and tests hold ours against them.
 
 Read the spread first. Parallel regions are short, and on a machine with other work each may wait for a
 thread that is not running: the greatest times are then tens of times the least. --clock cpu with
@@ -98,6 +103,50 @@ def call(tensors: list, causal: bool, backward: bool) -> object:
     return torch.autograd.grad(out, there, torch.ones_like(out))
 
 
+def plain_chunks(q, k, v, decay, size: int = 64):
+    """Causal linear attention in chunks with a decay of each head or token, or none; all chunks at once."""
+    b, h, n, _ = q.shape
+    q, k, v = (x.reshape(b, h, n // size, size, -1) for x in (q, k, v))
+    g = (
+        q.new_zeros(1, h, n)
+        if decay is None
+        else decay[None, :, None].expand(1, h, n)
+        if decay.ndim == 1
+        else decay
+    )
+    sums = g.reshape(-1, h, n // size, size).cumsum(-1)
+    weights = (sums[..., :, None] - sums[..., None, :]).exp().tril()
+    end = sums[..., -1:]
+    added = (k * (end - sums).exp()[..., None]).mT @ v
+    state, states = torch.zeros_like(added[:, :, 0]), []
+    for now, gone in zip(added.unbind(2), end.exp().unbind(2)):
+        states.append(state)
+        state = state * gone[..., None] + now
+    met = (q * sums.exp()[..., None]) @ torch.stack(states, 2)
+    return (met + (q @ k.mT * weights) @ v).reshape(b, h, n, -1)
+
+
+def peer(form: str, causal: bool, tensors: list) -> Callable[[], object] | None:
+    """`plain_chunks` through Inductor, held against ours; None for the forms that it has not."""
+    q, k, v, decay, _ = tensors
+    if not causal or form not in ("none", "head", "token") or q.shape[2] % 64:
+        return None
+    torch._dynamo.reset()
+    compiled = torch.compile(plain_chunks)
+    with torch.no_grad():
+        theirs = compiled(q, k, v, decay).float()
+    ours = call(tensors, True, False)
+    assert isinstance(ours, torch.Tensor)
+    gap = (theirs - ours.float()).abs().max() / theirs.abs().max()
+    assert gap < (1e-4 if q.dtype == torch.float32 else 0.05), f"{form}: the peer differs by {gap}"
+
+    def run() -> object:
+        with torch.no_grad():
+            return compiled(q, k, v, decay)
+
+    return run
+
+
 def machine() -> tuple[Callable[[], object], Callable[[], object]]:
     """sgemm and the best float32 product of GEMM x GEMM matrices."""
     a = torch.rand(GEMM, GEMM)
@@ -105,7 +154,7 @@ def machine() -> tuple[Callable[[], object], Callable[[], object]]:
     return lambda: a @ a, (lambda: best(a, a, None, "none", [], "")) if best else (lambda: a @ a)
 
 
-def table(n: int, heads: int, dim: int, rounds: int, dtype: torch.dtype) -> None:
+def table(n: int, heads: int, dim: int, rounds: int, dtype: torch.dtype, peers: bool) -> None:
     """One line for each form and direction."""
     sgemm, best = machine()
     source, target = torch.rand(2**25), torch.empty(2**25)
@@ -117,7 +166,7 @@ def table(n: int, heads: int, dim: int, rounds: int, dtype: torch.dtype) -> None
     )
     print(
         f"{'decay':14}{'side':8}{'forward ms':>24}{'GFLOP/s':>9}{'/ sgemm':>9}{'/ best':>8}"
-        f"{'softmax / it':>20}{'+backward':>11}{'MiB':>7}{'own MiB':>9}"
+        f"{'softmax / it':>20}{'peer / it':>11}{'+backward':>11}{'MiB':>7}{'own MiB':>9}"
     )
     for form in FORMS:
         for causal in (True, False) if not FORMS[form][1] else (True,):
@@ -134,7 +183,8 @@ def table(n: int, heads: int, dim: int, rounds: int, dtype: torch.dtype) -> None
 
             ours(True)
             memory = peak_mib(ours)
-            fs = (ours, softmax, sgemm, best, lambda: ours(True))
+            compiled = peer(form, causal, tensors) if peers else None
+            fs = (ours, softmax, sgemm, best, lambda: ours(True), compiled or sgemm)
             times = list(zip(*([seconds(f) for f in fs] for _ in range(rounds))))
             least = [min(ts) for ts in times]
             flops = counter.get_total_flops() / 1e9
@@ -144,6 +194,7 @@ def table(n: int, heads: int, dim: int, rounds: int, dtype: torch.dtype) -> None
                 f"{flops / least[0]:9.0f}{flops / least[0] / (rate / least[2]):9.0%}"
                 f"{flops / least[0] / (rate / least[3]):8.0%}"
                 f"{spread([s / t for t, s in zip(*times[:2])], '.0f'):>20}"
+                f"{format(least[5] / least[0], '.1f') if compiled else '-':>11}"
                 f"{least[4] / least[0]:10.1f}x{memory:7.0f}{own:9.0f}",
                 flush=True,
             )
@@ -163,7 +214,7 @@ def growth(lengths: Sequence[int], heads: int, dim: int, rounds: int) -> None:
 
 def chunks(n: int, heads: int, dim: int, rounds: int) -> None:
     """Least forward and backward ms of each form for each chunk size and number of rows at once."""
-    choices = [(c, r) for c in (16, 32, 64, 128) for r in (2048, 8192, 32768)]
+    choices = [(c, r) for c in (16, 32, 64, 128) for r in (1024, 2048, 8192)]
     print(f"{'least ms, chunk/rows':24}" + "".join(f"{f'{c}/{r}':>10}" for c, r in choices))
     for form in FORMS:
         q, k, v, decay, beta = operands(form, n, heads, dim)
@@ -179,27 +230,6 @@ def chunks(n: int, heads: int, dim: int, rounds: int) -> None:
             )
 
 
-def inductor(n: int, heads: int, dim: int, rounds: int) -> None:
-    """Eager chunks beside the same function compiled to C++, all spans in one graph."""
-    print(f"n={n} heads={heads} dim={dim}: least ms forward, eager and through Inductor; seconds to compile")
-    for form in ("none", "token", "channel", "token delta"):
-        q, k, v, decay, beta = operands(form, n, heads, dim)
-
-        def eager(q=q, k=k, v=v, decay=decay, beta=beta):
-            return kernels.forward(q, k, v, True, False, 0.0, decay, beta)[0]
-
-        torch._dynamo.reset()
-        compiled = torch.compile(eager)
-        start = time.perf_counter()
-        same = torch.allclose(compiled(), eager(), rtol=1e-3, atol=1e-5)
-        took = time.perf_counter() - start
-        times = list(zip(*((seconds(eager), seconds(compiled)) for _ in range(rounds))))
-        print(
-            f"{form:14}{1e3 * min(times[0]):8.1f}{1e3 * min(times[1]):8.1f}{took:8.0f} s  same: {same}",
-            flush=True,
-        )
-
-
 def main() -> None:
     """Parse the options and print."""
     global clock
@@ -212,7 +242,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--chunks", action="store_true", help="compare chunk sizes instead")
-    parser.add_argument("--inductor", action="store_true", help="compare with torch.compile instead")
+    parser.add_argument("--no-peers", action="store_true", help="without the formula that Inductor compiles")
     args = parser.parse_args()
     clock = CLOCKS[args.clock]
     threads = torch.get_num_threads()
@@ -220,10 +250,8 @@ def main() -> None:
     sizes = args.heads, args.dim, args.rounds
     if args.chunks:
         chunks(args.n, *sizes)
-    elif args.inductor:
-        inductor(args.n, *sizes)
     else:
-        table(args.n, *sizes, getattr(torch, args.dtype))
+        table(args.n, *sizes, getattr(torch, args.dtype), not args.no_peers)
         if len(args.lengths) > 1:
             growth(args.lengths, *sizes)
 
