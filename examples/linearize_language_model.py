@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from subquad import optimize
 from subquad.calibration import Calibration
 
-LENGTH, STEPS = 1024, 2400
+LENGTH, STEPS = 1024, 1200
 """Tokens of a training example, and steps of training."""
 
 
