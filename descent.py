@@ -14,7 +14,7 @@ from .calibration import Batch
 
 HELD = 0.2
 """Which part of the batches is held out to judge, and the most of them."""
-MOST = 16
+MOST = 8
 
 LOOKS = 16
 """How often the held-out batches are looked at in a run."""
@@ -32,14 +32,18 @@ class Run:
     """Groups of weights that are fitted at once, each with a loss of its own, and the best seen of each.
 
     names: weights by group. live: those being changed, by name. best, least: by group the weights of the
-    least loss on the held-out batches, and that loss; first: what it was at the start.
+    least loss on the held-out batches, and that loss; first: what it was at the start. sizes: what a step
+    of a weight is relative to, by name.
     """
 
-    def __init__(self, names: Mapping[int, Sequence[str]], weights: Mapping[str, Tensor]):
+    def __init__(
+        self, names: Mapping[int, Sequence[str]], weights: Mapping[str, Tensor], sizes: Mapping[str, float]
+    ):
         self.names = {group: tuple(found) for group, found in names.items()}
         self.live = {
             n: weights[n].detach().clone().requires_grad_() for found in self.names.values() for n in found
         }
+        self.sizes = sizes
         self.best: dict[int, dict[str, Tensor]] = {group: self.now(group) for group in self.names}
         self.first: dict[int, float] = {}
         self.least: dict[int, float] = dict.fromkeys(self.names, math.inf)
@@ -75,14 +79,14 @@ class Run:
                 self.least[group], self.best[group] = loss, self.now(group)
         return better
 
-    def size(self, name: str) -> float:
-        """What a step is relative to: a weight's root mean square at the start (arXiv:1804.04235).
 
-        A weight that starts at 0 counts as a matrix that keeps the size of what it reads.
-        """
-        x = self.live[name].detach()
-        found = float(x.square().mean().sqrt())
-        return found if found > 0 else max(1, x.shape[-1] if x.ndim else 1) ** -0.5
+def size(x: Tensor) -> float:
+    """What a step of a weight that starts as x is relative to: its root mean square (arXiv:1804.04235).
+
+    A weight that starts at 0 counts as a matrix that keeps the size of what it reads.
+    """
+    found = float(x.detach().float().square().mean().sqrt())
+    return found if found > 0 else max(1, x.shape[-1] if x.ndim else 1) ** -0.5
 
 
 def descend(
@@ -103,12 +107,12 @@ def descend(
         run.to(group, run.best[group])
     optimizer = torch.optim.Adam(
         [
-            {"params": [run.live[n]], "size": run.size(n), "group": g}
+            {"params": [run.live[n]], "size": run.sizes[n], "group": g}
             for g, names in run.names.items()
             for n in names
         ]
     )
-    looked = 0.0
+    looked, last, least = 0.0, 0, 2 * len(held)  # so that looking is the smaller part
     for batch in _endless(train, seed):
         done = max(taken / steps if steps else 1.0, (time.perf_counter() - began) / max(seconds, 1e-9))
         if done >= 1 or all(x < STILL * rate for x in rates.values()):
@@ -117,13 +121,12 @@ def descend(
             table["lr"] = rates[table["group"]] * (1 - done) * table["size"]
         _step(run, batch, optimizer)
         taken += 1
-        if done - looked >= 1 / LOOKS:
-            looked = done
+        if done - looked >= 1 / LOOKS and taken - last >= least:
+            looked, last = done, taken
             for group in run.names.keys() - run.look(held):
                 rates[group] *= SLOWER
                 run.to(group, run.best[group])
-            mean = sum(map(math.sqrt, run.least.values())) / len(run.least)
-            progress(f"step {taken}, held-out error {mean:.4f}")
+            progress(f"step {taken}, held-out loss {sum(run.least.values()) / len(run.least):.3g}")
     run.look(held)
     for group in run.names:
         run.to(group, run.best[group])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .calibration import Batch
 from .closed import observe
-from .descent import Progress, Run, descend, parted
+from .descent import Progress, Run, descend, parted, size
 from .frontend import Captured
 from .ir import CalibrationError, Graph
 from .passes import Recipe
@@ -71,7 +71,8 @@ def fit_layers(
 
     graph: the captured model, simplified; chosen: (index in `find_sites(graph)`, recipe), a site may be
     named with several. Positions of one site are fitted one after another, those of different sites
-    together, in shares of `seconds` and with `steps` each; rate: the step size at first, falling to 0.
+    together, in shares of `seconds` and with `steps` each. rate: the first step, as a share of the size that
+    a recipe starts a weight at.
     start: weights by name that are begun with, instead of the recipes' own. The tokens of padding do not
     count. One batch is in memory at a time. A step that is not finite is not taken: its weights go back
     to the best so far. Raises CalibrationError where there is no batch.
@@ -156,7 +157,8 @@ class _Layers(Run):
         weights = taps.learned | {n: x for n, x in start.items() if n in taps.learned}
         names = {at: taps.names(at) for at in range(count) if at not in taps.refused}
         trains = {at: [n for n in found if taps.learned[n].requires_grad] for at, found in names.items()}
-        super().__init__({at: found for at, found in trains.items() if found}, weights)
+        sizes = {n: size(x) for n, x in taps.learned.items()}
+        super().__init__({at: found for at, found in trains.items() if found}, weights, sizes)
         self._taps = taps
 
     def losses(self, batch: Batch) -> dict[int, tuple[Tensor, Tensor]]:
