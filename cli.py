@@ -288,7 +288,7 @@ def _calibrate_machine(given: Any) -> int:
         print(json.dumps(asdict(found), indent=1))
         return 0
     print(found.text(columns()))
-    print(f"\n{'from its data sheet' if given.target else where_kept(found.kind)}")
+    print(f"\n{'from its data sheet' if given.target else where_kept(found)}")
     return 0
 
 

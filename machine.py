@@ -25,8 +25,11 @@ from typing import Any
 
 from .ir import SubquadError
 
-FORMAT = 1
+FORMAT = 2
 """Of the cache; entries of another format are measured again."""
+
+BUSY = 2.0
+"""A spread of times from which on a machine has too much else to do to be measured well."""
 
 Curve = tuple[tuple[float, float], ...]
 """Points (x, y), x rising; between them y is interpolated in log-log, beyond them it stays."""
@@ -44,6 +47,7 @@ class Machine:
     (bytes, bytes/s): a result of at least so many bytes is memory that the system has to provide, at that
     rate; None where it costs nothing. elements: elements/s of ops that memory does not bound, by op.
     launch, view: seconds to start an op, and a view. memory: bytes. link: bytes/s from and to the host.
+    spread: the typical median over the least of the times that were taken.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Machine:
     memory: float
     link: float | None = None
     fresh: tuple[float, float] | None = None
+    spread: float = 1.0
 
     def product(self, dtype: str, least: float = math.inf, batched: bool = False) -> float:
         """FLOP/s of a matrix product whose least side is `least`; of f32 where the dtype is not known."""
@@ -74,6 +79,13 @@ class Machine:
         if self.fresh is not None and result >= self.fresh[0]:
             seconds += result / self.fresh[1]
         return seconds
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work was measured too: equal times differed, or threads waited for a core that others
+        had, so that on a CPU elementwise work in cache took as long as far beyond it."""
+        waited = 50 * min(rate for _, rate in self.bandwidth) < self.bandwidth[-1][1]
+        return self.spread > BUSY or (self.kind == "cpu" and waited)
 
     def text(self, width: int = 110) -> str:
         """The constants as a table."""
@@ -97,7 +109,10 @@ class Machine:
         table.add_row("memory", f"{count(self.memory)}B", "")
         if self.link is not None:
             table.add_row("link", f"{count(self.link)}B/s", "to the host")
-        return f"{self.name} ({self.kind})\n\n{plain(table, width=width)}"
+        busy = ""
+        if self.busy:
+            busy = "\n\nThe machine was busy, and this is not what it can do: measure again when it is not."
+        return f"{self.name} ({self.kind})\n\n{plain(table, width=width)}{busy}"
 
 
 SHARES = {
@@ -148,6 +163,7 @@ def machine_of(data: Any) -> Machine:
             _above(data["launch"]), float(data["view"]), _above(data["memory"]),
             None if data.get("link") is None else _above(data["link"]),
             None if data.get("fresh") is None else _curve([data["fresh"]])[0],
+            _above(data.get("spread", 1.0)),
         )  # fmt: skip
         if "f32" not in found.products or not SHARES.keys() <= found.shares.keys():
             raise ValueError("a rate is missing")
@@ -208,7 +224,8 @@ def _machine(where: str, key: str, force: bool) -> Machine:
     from .speeds import measured
 
     found = measured(where)
-    keep("machine", key, asdict(found))
+    if not found.busy:  # else it serves this process, and the next one tries again
+        keep("machine", key, asdict(found))
     return found
 
 
@@ -254,9 +271,11 @@ def entry(kind: str, key: str) -> Path:
     return cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
-def where_kept(device: str) -> str:
-    """A sentence about where this machine's constants lie."""
-    path = entry("machine", identity(device))
+def where_kept(found: Machine) -> str:
+    """Words about where this machine's constants lie."""
+    path = entry("machine", identity(found.kind))
+    if found.busy:
+        return "not kept: it serves this process only"
     return f"kept in {path}" if path.exists() else f"not kept: {path.parent} cannot be written"
 
 

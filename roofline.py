@@ -18,7 +18,7 @@ from .backends.legalise import legalise
 from .backends.linear_attention.kernels import ROWS
 from .ir import OPS, Graph, IRError, Op, TensorType, Value, building, cost
 from .ir.cost import FREE
-from .ir.dims import Dim, ceildiv, evaluate
+from .ir.dims import Dim, evaluate
 from .ir.interpret import body_graph
 from .ir.ops.linear_attention import CHUNK, SMALL_CHUNK
 from .ir.types import bool_
@@ -221,7 +221,7 @@ class Roofline:
         if self.context is None:
             flops, touched = self.at(counted.flops), self.at(counted.bytes)
             touched = touched * self._width(op.types[0]) // max(1, op.types[0].dtype.bits // 8)
-            return flops, flops / rate, touched, self.launches(op)
+            return flops, flops / rate, touched, launches(op, self.sizes, self.machine.kind)
         if not op.attrs["causal"]:
             raise IRError(
                 "a linear_attention that is not causal reads all tokens: it cannot decode one by one"
@@ -230,22 +230,6 @@ class Roofline:
         state = q[0] * max(q[1], k[1], v[1]) * q[3] * (v[3] + int(op.attrs["normalize"]))
         flops, tokens = (4 + 2 * (kind == "delta")) * state, sum(map(self._read, op.operands))
         return flops, flops / rate, tokens + self.bytes(op.types[0]) + 8 * state, 8
-
-    def launches(self, op: Op) -> int:
-        """Kernels that a `linear_attention` starts: for each span, and for each chunk its step."""
-        q, kind = op.args[0], recurrence_kind(op)
-        b, _, n, _ = self.shape(q)
-        decayed = len(op.inputs) > 3
-        if not op.attrs["causal"] and not decayed:
-            return SPAN_OPS["none"]
-        chunk = SMALL_CHUNK if kind in ("channel", "delta") else CHUNK
-        heads = max(self.at(x.shape[1]) for x in op.args[:3])
-        rows = ROWS * (1 if self.machine.kind == "cpu" else 32)
-        chunks = ceildiv(n, chunk)
-        spans = ceildiv(chunks, max(1, rows // max(1, chunk * b * heads)))
-        each = 6 if kind == "delta" else 2
-        sides = 1 if op.attrs["causal"] else 2
-        return sides * (self.at(spans) * SPAN_OPS[kind] + self.at(chunks) * each)
 
     def _convolution(self, op: Op) -> tuple[int, float]:
         flops, dtype = self.at(cost(op).flops), self._dtype(op)
@@ -354,6 +338,21 @@ def pairs_seen(n: int, m: int) -> int:
     """Pairs that a causal kernel looks at: rows in blocks of 256, 64 or 32 see up to the block's last key."""
     block = 256 if n >= 768 else 64 if n >= 192 else 32
     return sum(min(block, n - i) * min(m, i + block) for i in range(0, n, block))
+
+
+def launches(op: Op, sizes: Mapping[str, int], device: str) -> int:
+    """Kernels that a `linear_attention` starts: for each span, and for each chunk its step."""
+    q, kind = op.args[0], recurrence_kind(op)
+    b, n = evaluate(q.shape[0], sizes), evaluate(q.shape[2], sizes)
+    if not op.attrs["causal"] and len(op.inputs) == 3:
+        return SPAN_OPS["none"]
+    chunk = SMALL_CHUNK if kind in ("channel", "delta") else CHUNK
+    heads = max(evaluate(x.shape[1], sizes) for x in op.args[:3])
+    rows = ROWS * (1 if device == "cpu" else 32)
+    chunks = -(-n // chunk)
+    spans = -(-chunks // max(1, rows // max(1, chunk * b * heads)))
+    sides = 1 if op.attrs["causal"] else 2
+    return sides * (spans * SPAN_OPS[kind] + chunks * (6 if kind == "delta" else 2))
 
 
 def recurrence_kind(op: Op) -> str:

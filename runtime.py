@@ -232,6 +232,8 @@ def crossover(
         if phase != "prefill":
             raise SubquadError("measured=True times whole sequences: a decode crossover is predicted only")
         ratio = _ratios(place, recipe, machine, dtype, clock)
+    if phase == "decode" and not classify_op(op).causal:
+        raise RecipeError(f"{recipe} has no crossover here: an attention that is not causal does not decode")
     refused: list[No] = []
 
     @functools.cache

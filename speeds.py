@@ -6,9 +6,11 @@ Kept is the least time of a few calls: other work on the machine only ever adds.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from .ir.ops.linear_attention import linear_attention
 from .ir.types import f32
 from .learned import initial
 from .machine import Machine, processor
-from .roofline import Roofline, pairs_seen
+from .roofline import launches, pairs_seen
 
 Timer = Callable[[Callable[[], object]], float]
 """Seconds of one call of a function."""
@@ -43,31 +45,44 @@ def settle(device: str) -> None:
         torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
 
 
-def clock(device: str, seconds: float = 0.04) -> Timer:
-    """The least time of calls for so many seconds, of two calls at least after one that warms up."""
+class Stopwatch:
+    """Calls timed: the least time of calls for so many seconds, of two at least after one that warms up.
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
+    total: seconds from which on a call is timed once, for machines so slow or busy that all would take too
+    long. ratios: of each timed call, the median time over the least; far above one on a busy machine.
+    """
 
-    def time_of(call: Callable[[], object]) -> float:
+    def __init__(self, device: str = "cpu", seconds: float = 0.04, total: float = math.inf):
+        self.device, self.seconds, self.total = device, seconds, total
+        self.start, self.ratios = time.perf_counter(), list[float]()
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        first = self._once(call)
+        if time.perf_counter() - self.start > self.total:
+            return first
+        taken, end = list[float](), time.perf_counter() + self.seconds
+        while len(taken) < 2 or time.perf_counter() < end:
+            taken.append(self._once(call))
+        self.ratios.append(median(taken) / max(min(taken), 1e-12))
+        return min(taken)
+
+    def _once(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
         call()
-        wait()
-        least, calls, end = float("inf"), 0, time.perf_counter() + seconds
-        while calls < 2 or time.perf_counter() < end:
-            start = time.perf_counter()
-            call()
-            wait()
-            least, calls = min(least, time.perf_counter() - start), calls + 1
-        return least
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
 
-    return time_of
+
+def _after(seconds: float, start: float) -> float:
+    """Seconds without those of a start, which cannot have been more than half of them."""
+    return max(seconds - start, seconds / 2)
 
 
 @torch.no_grad()
 def measured(device: str = "cpu", timer: Timer | None = None) -> Machine:
     """The machine's constants, in under ten seconds. timer: the clock, for tests."""
-    timer = timer or clock(device)
+    timer = timer or Stopwatch(device, total=4.5)
     settle(device)
     few = torch.randn(16, device=device)
     aten: Any = torch.ops.aten  # as the eager backend calls it
@@ -75,14 +90,15 @@ def measured(device: str = "cpu", timer: Timer | None = None) -> Machine:
     view = timer(lambda: _times(100, lambda: aten.reshape.default(few, [4, 4]))) / 100
     view = view if device == "cpu" else 0.0
     products = {name: _product(dtype, device, timer) for name, dtype in DTYPES.items()}
-    sides = _sides(products["f32"], device, timer, launch)
+    sides = _sides(device, timer, launch)
     bandwidth, fresh = _bandwidth(device, timer, launch)
-    elements = {name: size / max(timer(call) - launch, 1e-9) for name, size, call in _elementwise(device)}
-    bare = Machine(
-        "", device, products, sides, {}, bandwidth, elements, launch, view, 1.0, fresh=fresh
-    )  # what is known so far, to tell launches from work
-    shares = {name: flops / max(timer(call) - start, 1e-9) / products["f32"]
-              for name, flops, start, call in _kernels(device, bare, timer)}  # fmt: skip
+    elements = {name: size / _after(timer(call), launch) for name, size, call in _elementwise(device)}
+    kernels = {name: flops / _after(timer(call), starts * launch)
+               for name, flops, starts, call in _kernels(device, timer)}  # fmt: skip
+    # on a busy machine a large product waits for a core more than others do: it is no slower than they are
+    peak = products["f32"] = max(products["f32"], *sides.values(), *kernels.values())
+    curve = tuple((float(side), rate / peak) for side, rate in sides.items())
+    shares = {name: rate / peak for name, rate in kernels.items()}
     name, memory = processor(), _memory()
     link = None
     if device == "cuda":
@@ -95,9 +111,11 @@ def measured(device: str = "cpu", timer: Timer | None = None) -> Machine:
         link = (1 << 26) / timer(lambda: here.copy_(there, non_blocking=True))
     else:
         name = f"{name}, {torch.get_num_threads()} threads"
+    spread = median(timer.ratios) if isinstance(timer, Stopwatch) and timer.ratios else 1.0
     return Machine(
-        name, device, products, sides, shares, bandwidth, elements, launch, view, float(memory), link, fresh
-    )
+        name, device, products, curve, shares, bandwidth, elements, launch, view, float(memory), link, fresh,
+        spread,
+    )  # fmt: skip
 
 
 def _times(count: int, call: Callable[[], object]) -> None:
@@ -119,18 +137,18 @@ def _product(dtype: torch.dtype, device: str, timer: Timer) -> float:
         a = torch.randn(side, side, device=device).to(dtype)
         seconds = timer(lambda: a @ a)  # noqa: B023 - called at once
         best = max(best, 2 * side**3 / seconds)
-        if seconds > ENOUGH or side >= 8192:
+        if (seconds > ENOUGH and side > 256) or seconds > 5 * ENOUGH or side >= 8192:
             return best
         side *= 2
 
 
-def _sides(peak: float, device: str, timer: Timer, launch: float) -> tuple[tuple[float, float], ...]:
-    points = []
+def _sides(device: str, timer: Timer, launch: float) -> dict[int, float]:
+    """FLOP/s of products by their least side."""
+    rates = {}
     for side in SIDES:
         a, b = torch.randn(4096, side, device=device), torch.randn(side, side, device=device)
-        seconds = timer(lambda: a @ b) - launch  # noqa: B023
-        points.append((float(side), min(1.0, 2 * 4096 * side**2 / max(seconds, 1e-9) / peak)))
-    return tuple(points)
+        rates[side] = 2 * 4096 * side**2 / _after(timer(lambda: a @ b), launch)  # noqa: B023
+    return rates
 
 
 def _bandwidth(
@@ -142,10 +160,10 @@ def _bandwidth(
     for size in SIZES:
         terms = [torch.ones(size, device=device) for _ in range(4 if size < SIZES[-1] else 2)]
         chain = functools.partial(functools.reduce, torch.add, terms)
-        seconds = timer(chain) / (len(terms) - 1) - launch
-        points.append((12.0 * size, 12.0 * size / max(seconds, 1e-9)))
+        seconds = _after(timer(chain) / (len(terms) - 1), launch)
+        points.append((12.0 * size, 12.0 * size / seconds))
     into = torch.empty_like(terms[0])
-    there = timer(lambda: torch.add(*terms, out=into)) - launch
+    there = _after(timer(lambda: torch.add(*terms, out=into)), launch)
     points[-1] = (12.0 * size, 12.0 * size / there)
     extra, new = seconds - there, 4.0 * size
     # glibc gives back at once what is larger than 32 MiB (mallopt(3)), so that it comes page by page
@@ -197,12 +215,10 @@ def _elementwise(device: str) -> Iterator[tuple[str, int, Callable[[], object]]]
     yield "linear_scan", size, lambda: torch.ops.subquad.linear_scan(scanned, scanned * 0.5)
 
 
-def _kernels(
-    device: str, machine: Machine, timer: Timer
-) -> Iterator[tuple[str, int, float, Callable[[], object]]]:
-    """(share, FLOPs, seconds of launches, a call) of the products that are no plain ones."""
+def _kernels(device: str, timer: Timer) -> Iterator[tuple[str, int, int, Callable[[], object]]]:
+    """(share, FLOPs, launches, a call) of the products that are no plain ones."""
     a, b = torch.randn(256, 64, 64, device=device), torch.randn(256, 64, 64, device=device)
-    yield "batched", 2 * 256 * 64**3, machine.launch, lambda: a @ b
+    yield "batched", 2 * 256 * 64**3, 1, lambda: a @ b
     n = TOKENS // 2
     while True:
         q = torch.randn(1, HEADS, n, HEAD_DIM, device=device)
@@ -213,17 +229,17 @@ def _kernels(
         yield (
             name,
             4 * HEADS * HEAD_DIM * pairs,
-            machine.launch,
+            1,
             (
                 lambda causal=causal: F.scaled_dot_product_attention(q, q, q, is_causal=causal)  # type: ignore[misc]
             ),
         )
     for kind in ("none", "head", "token", "channel", "delta"):
         op, tensors = recurrence(kind, device)
-        start = Roofline(machine, {}).launches(op) * machine.launch
-        yield kind, evaluate(cost(op).flops, {}), start, lambda tensors=tensors: _run(tensors)  # type: ignore[misc]
+        run = functools.partial(_run, tensors)
+        yield kind, evaluate(cost(op).flops, {}), launches(op, {}, device), run
     x, w = torch.randn(1, 256, TOKENS, device=device), torch.randn(256, 1, 33, device=device)
-    yield "convolution", 2 * 256 * (TOKENS - 32) * 33, machine.launch, lambda: F.conv1d(x, w, groups=256)
+    yield "convolution", 2 * 256 * (TOKENS - 32) * 33, 1, lambda: F.conv1d(x, w, groups=256)
 
 
 def recurrence(kind: str, device: str = "cpu") -> tuple[Op, dict[str, Any]]:
@@ -267,7 +283,7 @@ def graph_seconds(graph: Graph, n: int, *, device: str = "cpu", dtype: str | Non
     """
     settle(device)
     run, tensors = runnable(graph, n, device, dtype)
-    return (timer or clock(device, 0.1))(lambda: run(tensors))
+    return (timer or Stopwatch(device, 0.1))(lambda: run(tensors))
 
 
 def runnable(graph: Graph, n: int, device: str = "cpu", dtype: str | None = None) -> tuple[Any, list[Tensor]]:

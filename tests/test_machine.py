@@ -144,7 +144,9 @@ def test_nothing_can_be_written(folder, measurements):
     folder.write_text("a file where the folder should be")
     assert this_machine("cpu").name == "measurement 1"
     assert this_machine("cpu").name == "measurement 1"
-    assert recall("machine", identity("cpu")) is None and "not kept" in machine.where_kept("cpu")
+    assert recall("machine", identity("cpu")) is None and "cannot be written" in machine.where_kept(
+        this_machine("cpu")
+    )
 
 
 def test_another_number_of_threads_is_another_machine(folder, measurements):
@@ -198,11 +200,13 @@ def test_rates_are_work_over_time():
     found = speeds.measured("cpu", timer)
     launch = seconds / 100
     side = 256  # long enough at once
+    peak = 2 * 4096 * 512**2 / (seconds - launch)  # of the most work done in that time
     assert found.launch == launch and found.view == launch
-    assert found.products == dict.fromkeys(speeds.DTYPES, pytest.approx(2 * side**3 / seconds))
+    square = dict.fromkeys(speeds.DTYPES, pytest.approx(2 * side**3 / seconds))
+    assert found.products == {**square, "f32": pytest.approx(peak)}
     assert found.elements["exp"] == pytest.approx((1 << 18) / (seconds - launch))
-    short = dict(found.sides)[8.0]
-    assert short == pytest.approx(min(1, 2 * 4096 * 64 / (seconds - launch) / found.products["f32"]))
+    assert dict(found.sides) == pytest.approx({side: (side / 512) ** 2 for side in speeds.SIDES})
+    assert max(found.shares.values()) <= 1
     n = speeds.TOKENS // 2
     work = 4 * speeds.HEADS * speeds.HEAD_DIM * n * n
     assert found.kernel("attention", "f32") == pytest.approx(work / (seconds - launch))
@@ -219,8 +223,37 @@ def test_the_clock_keeps_the_least_time(monkeypatch):
     def call():
         now[0] += next(left)
 
-    assert speeds.clock("cpu", seconds=5.5)(call) == 1.0
+    watch = speeds.Stopwatch("cpu", seconds=5.5)
+    assert watch(call) == 1.0 and watch.ratios == [2.0]
     assert next(left) == 5.0
+
+
+def test_the_clock_keeps_to_its_total(monkeypatch):
+    """Once that is spent, a call is made once."""
+    now, calls = [0.0], []
+    monkeypatch.setattr(speeds.time, "perf_counter", lambda: now[0])
+
+    def call():
+        calls.append(call)
+        now[0] += 3.0
+
+    watch = speeds.Stopwatch("cpu", seconds=0.1, total=10.0)
+    assert [watch(call) for _ in range(3)] == [3.0] * 3
+    assert len(calls) == 3 + 1 + 1
+
+
+@pytest.mark.parametrize("change", [{"spread": 2.5}, {"bandwidth": ((1e3, 1e9), (1e6, 1e6), (1e9, 2e8))}])
+def test_a_busy_machine_says_so_and_is_not_kept(folder, monkeypatch, change):
+    """Times that differ, or a cache slower than the memory behind it: the next process measures again."""
+    quiet = machine_named("epyc")
+    busy = replace(quiet, **change)
+    assert "busy" in busy.text() and "busy" not in quiet.text()
+    monkeypatch.setattr(speeds, "measured", lambda device: busy)
+    assert this_machine("cpu") is busy and not folder.exists()
+    assert "this process only" in machine.where_kept(busy)
+    monkeypatch.setattr(machine, "_known", {})
+    monkeypatch.setattr(speeds, "measured", lambda device: quiet)
+    assert this_machine("cpu") is quiet and folder.exists()
 
 
 # ---- the command ---------------------------------------------------------------------------------

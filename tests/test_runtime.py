@@ -22,7 +22,7 @@ from subquad.ir.ops.shape import expand, permute, reshape, slice_, unfold
 from subquad.ir.types import bool_, f32
 from subquad.machine import Machine, machine_named
 from subquad.passes import RECIPES, recipe_named
-from subquad.roofline import Roofline, pairs_seen, recurrence_kind
+from subquad.roofline import Roofline, launches, pairs_seen, recurrence_kind
 from subquad.runtime import LENGTHS, Site, crossover, grids, idealised, parts, seconds, site
 from subquad.serving import Decoder, Idealised, critical_intensity, eflops
 from subquad.speeds import graph_seconds, recurrence, runnable
@@ -254,21 +254,20 @@ def test_recurrences_have_rates_by_kind(kind):
     assert recurrence_kind(op) == kind and tensors["q"].shape == op.args[0].shape
     (part,) = parts(op, {}, PLAIN)
     assert part.flops == evaluate(cost(op).flops, {})
-    starts = Roofline(PLAIN, {}).launches(op) * LAUNCH
+    starts = launches(op, {}, "cpu") * LAUNCH
     assert part.seconds == pytest.approx(starts + part.flops / (SHARES[kind] * 1e9))
 
 
 def test_the_chunks_of_a_recurrence_are_launches():
     """More of them on a CPU, whose spans are short; none without order."""
     op, _ = recurrence("token")
-    gpu = replace(PLAIN, kind="cuda")
-    few, many = Roofline(gpu, {}).launches(op), Roofline(PLAIN, {}).launches(op)
+    few, many = launches(op, {}, "cuda"), launches(op, {}, "cpu")
     spans = math.ceil(2048 / kernels.CHUNK / (kernels.ROWS // (kernels.CHUNK * 4)))
     assert many - few == (spans - 1) * 26
     with building():
         q, k, v = inputs(*[(1, 4, 100, 64)] * 3)
         free = linear_attention(q, k, v, causal=False, normalize=True).op
-    assert Roofline(PLAIN, {}).launches(free) == 12
+    assert launches(free, {}, "cpu") == 12
 
 
 def test_sizes_that_are_missing_are_named():
@@ -379,6 +378,12 @@ def test_every_recipe_has_a_crossover_or_says_why_not(name):
         assert f"{name} does not fit: it " in str(error) and name == "activator"
         return
     assert found is None or 16 <= found <= 1 << 20
+
+
+def test_what_does_not_decode_has_no_crossover_there():
+    """Queries that see later keys."""
+    with pytest.raises(RecipeError, match="not causal does not decode"):
+        crossover(attends(), "nystrom", PLAIN, phase="decode")
 
 
 def test_grids():
