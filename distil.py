@@ -29,8 +29,8 @@ all of the model's weights but tables that are looked up."""
 
 LOSSES = ("relative_error", "cosine", "kl")
 
-GENTLE = 0.1
-"""How much smaller the steps of the model's own weights are than those of a recipe's."""
+GENTLE = {"recipes": 1.0, "lora": 0.1, "all": 0.03}
+"""How much smaller the steps of what is not a recipe's are than those of a recipe's weights."""
 
 
 def fit_end_to_end(
@@ -46,7 +46,7 @@ def fit_end_to_end(
     seed: int = 0,
     seconds: float = 120.0,
     steps: int = 400,
-    rate: float = 0.03,
+    rate: float = 0.1,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fit `linear` to the outputs of `graph`, both of the captured model, by Adam on one of `LOSSES`.
@@ -97,7 +97,7 @@ class _Whole(Run):
                 names += [f"{n}.{part}" for n in self._low for part in ("down", "up")]
         self._own, self._loss = start, loss
         low = _low_rank(start, self._low, rank)
-        sizes = {n: size(x) if n in added else GENTLE * size(x) for n, x in (own | added | low).items()}
+        sizes = {n: (1 if n in added else GENTLE[train]) * size(x) for n, x in (own | added | low).items()}
         super().__init__({0: names}, start | low, sizes)
         padding = next(
             (p for s in find_sites(graph) if s.op.name == "attention" and (p := classify_op(s.op).padding)),
