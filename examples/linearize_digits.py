@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from subquad import optimize
 from subquad.calibration import Calibration
 
-SIZE, PATCH, EPOCHS = 32, 2, 30
+SIZE, PATCH, EPOCHS = 32, 2, 50
 
 
 class Block(nn.Module):
