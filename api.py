@@ -155,10 +155,10 @@ def _optimize(
     if plan is not None:
         if verifier is not None:
             verifier.give(plan.tensors)
-        exact, more = graph, ()
+        exact, more = graph, steps[:0]
         for guard, recipes in by_length(plan, exact, sizes):
             passes = Pipeline(linearizing(recipes_of(recipes), grid), canonicalize)
-            version, more = passes.run(exact, verifier) if recipes else (exact, ())
+            version, more = passes.run(exact, verifier) if recipes else (exact, more)
             if guard is None:
                 graph = version
             else:

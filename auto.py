@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,6 @@ from .calibration import Batch, Batches, Calibration, read
 from .frontend import Captured
 from .frontend.versions import Guard, ladder
 from .ir import Graph, PlanError
-from .ir.dims import symbols
 from .lengths import Lengths
 from .machine import Machine, machine_named, this_machine
 from .passes import Recipe, recipe_named
@@ -60,7 +60,11 @@ def planned(
     else:
         batches, given = read(ask.calibration, captured.signature), ask.calibration
     named = ask.machine
-    machine = machine_named(named) if isinstance(named, str) else named or this_machine()
+    machine = machine_named(named) if isinstance(named, str) else named
+    if ask.recipes is not None:
+        wanted = ()  # nothing is chosen by its time
+    elif machine is None:
+        machine = this_machine()
     search = Search(
         model, captured, graph, batches, given, budget=ask.budget, machine=machine, here=named is None,
         lengths=wanted, sizes=where.sizes, grids=ask.grids, say=say,
@@ -70,10 +74,11 @@ def planned(
     else:
         sites = search.given(ask.recipes)
     plan = Plan(
-        sites=sites, budget=ask.budget, lengths=wanted, machine=machine.name, rest_seconds=rest(search),
+        sites=sites, budget=ask.budget, lengths=wanted, rest_seconds=rest(search),
+        machine=machine.name if machine else "",
         tensors={name: x for found in search.weights.values() for name, x in found.items()},
     )  # fmt: skip
-    return verified(search, plan) if ask.budget is not None else looked_at(search, plan)
+    return looked_at(search, plan)[0] if ask.budget is None else verified(search, plan, ask.budget)
 
 
 def rest(search: Search) -> dict[int, float]:
@@ -85,13 +90,13 @@ def rest(search: Search) -> dict[int, float]:
     return found
 
 
-def verified(search: Search, plan: Plan) -> Plan:
+def verified(search: Search, plan: Plan, budget: Budget) -> Plan:
     """The plan with a choice that keeps its budget on the batches that verify, and what it promises.
 
     Errors of sites do not quite add, so a choice may break its budget: then it is made again under limits
     that are tighter by what it was over. What keeps nothing is the original.
     """
-    budget, share = plan.budget, 1.0
+    share, note = 1.0, ""
     for _ in range(ATTEMPTS):
         try:
             chosen = replace(plan.resolve(tightened(budget, share)), budget=budget)
@@ -99,26 +104,30 @@ def verified(search: Search, plan: Plan) -> Plan:
             return replace(plan.revert("*"), note=str(error))
         if not any(site.choice for site in chosen.sites):
             break
-        chosen = looked_at(search, chosen)
-        broken = budget.holds(chosen.promised)
+        chosen, bounds = looked_at(search, chosen)
+        broken = budget.holds(bounds)
         if not broken:
             return chosen
+        note = f"no choice kept the budget where it was verified; the last had {broken[0]}"
         search.say(f"choosing again: {broken[0]}")
+        if all(map(math.isinf, bounds.values())):
+            note += "; one sample verified it, and a bound takes two or more: pass more batches"
+            break
         limits = budget.limits().items()
-        over = max(additive(n, chosen.promised[n]) / max(additive(n, most), 1e-30) for n, most in limits)
+        over = max(additive(n, bounds[n]) / max(additive(n, most), 1e-30) for n, most in limits)
         share *= min(0.8, 1 / over)
     zeros = dict.fromkeys(budget.limits(), 0.0)
-    return replace(plan.revert("*"), promised=zeros, measured=zeros)
+    return replace(plan.revert("*"), promised=zeros, measured=zeros, note=note)
 
 
-def looked_at(search: Search, plan: Plan) -> Plan:
+def looked_at(search: Search, plan: Plan) -> tuple[Plan, dict[str, float]]:
     """The plan with the errors of its choice on the batches that verify, and bounds of them."""
     recipes = {site.index: recipe_named(site.chosen.recipe) for site in plan.sites if site.choice}
     search.say(f"verifying {len(recipes)} of {len(plan.sites)} sites")
     fast = search.put(recipes, plan.tensors)
     tally, dropped = errors_of(search.exact, fast, search.batches.verify, search.rows), search.dropped(fast)
-    bounds = tally.bounds() if search.batches.fit else tally.errors()
-    return replace(plan, promised=bounds | dropped, measured=tally.errors() | dropped)
+    bounds = (tally.bounds() if search.batches.fit else tally.errors()) | dropped
+    return replace(plan, promised=bounds, measured=tally.errors() | dropped), bounds
 
 
 def tightened(budget: Budget, share: float) -> Budget:
@@ -138,11 +147,11 @@ def by_length(
 
     A recipe runs from its crossover on, where the number of tokens is open and time is what was asked for.
     """
-    dim, chosen = Lengths.of(graph, sizes).dim, plan.recipes()
-    if not symbols(dim) or plan.budget is None or plan.budget.prefer != "time":
+    where, chosen = Lengths.of(graph, sizes), plan.recipes()
+    if not where.open or plan.budget is None or plan.budget.prefer != "time":
         return [(None, chosen)]
     starts = [site.chosen.crossover or 0 for site in plan.sites if site.choice]
     return [
-        (Guard(str(dim), at) if at else None, {glob: chosen[glob] for glob in chosen if glob in globs})
+        (Guard(str(where.dim), at) if at else None, {glob: chosen[glob] for glob in chosen if glob in globs})
         for at, globs in ladder(dict(zip(chosen, starts, strict=True)))
     ]

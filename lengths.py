@@ -26,21 +26,25 @@ class Lengths:
     dim: Dim
     example: Mapping[str, int]
 
+    @property
+    def open(self) -> frozenset[str]:
+        """The symbols of `dim`; none where capture fixed the number of tokens."""
+        return frozenset(symbols(self.dim))
+
     @staticmethod
     def of(graph: Graph, example: Mapping[str, int]) -> Lengths:
         """Of the queries of a graph's attentions; 1 where there is none."""
         sites = [site.q_len for site in find_sites(graph) if site.op.name == "attention"]
         dims: Counter[Dim] = Counter(dim for dim in sites if dim is not None)
-        return Lengths(max(dims, key=lambda d: (bool(symbols(d)), dims[d])) if dims else 1, example)
+        return Lengths(max(dims, key=lambda d: (not isinstance(d, int), dims[d])) if dims else 1, example)
 
     def sizes(self, tokens: int) -> dict[str, int]:
         """Sizes of the open dims for so many tokens, or the next number that there can be."""
-        names = symbols(self.dim)
-        if not names:
+        if not self.open:
             return dict(self.example)
 
         def at(x: int) -> dict[str, int]:
-            return {**self.example, **dict.fromkeys(names, x)}
+            return {**self.example, **dict.fromkeys(self.open, x)}
 
         low, high = 0, 1
         while evaluate(self.dim, at(high)) < tokens:
@@ -61,7 +65,7 @@ class Lengths:
         wrong = [n for n in lengths if isinstance(n, bool) or not isinstance(n, int) or n < 1]
         if wrong or not lengths:
             raise PlanError(f"lengths={lengths!r}: numbers of tokens are wanted, such as [512, 4096]")
-        if not symbols(self.dim) and set(lengths) != {here}:
+        if not self.open and set(lengths) != {here}:
             raise PlanError(
                 f"lengths={list(lengths)}, but the model was captured with {here} tokens fixed; pass "
                 "dynamic_shapes, as torch.export takes it, to leave their number open"

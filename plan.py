@@ -117,7 +117,7 @@ class Plan:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.sites and not self.lengths:
+        if self.sites and self.budget is not None and not self.lengths:
             raise PlanError("a plan of sites without lengths: times are predicted at numbers of tokens")
         for site in self.sites:
             for option in site.options:

@@ -63,7 +63,7 @@ class Search:
         calibration: Calibration,
         *,
         budget: Budget | None,
-        machine: Machine,
+        machine: Machine | None,
         lengths: Sequence[int],
         sizes: Callable[[int], Mapping[str, int]],
         here: bool,
@@ -204,6 +204,7 @@ class Search:
     def priced(self, i: int, made: Value | None, tokens: int) -> tuple[float, float]:
         """Predicted seconds of a site at a length, and bytes it needs at once; made: what stands there
         instead of attention."""
+        assert self.machine is not None
         roof = Roofline(self.machine, self.sizes(tokens))
         ops = [self.sites[i].op] if made is None else added(made, self._own)
         took = sum(part.seconds for op in ops for part in roof.op(op))

@@ -73,10 +73,11 @@ class Taps:
                     self.refused[at] = made.reason
                     continue
                 padding, square = classify_op(op).padding, op.types[0].shape[2] == op.args[1].shape[2]
+                rows = [padding] if square and padding is not None else []
                 self._at.append(at)
                 self.made[at] = made
-                self._rows.append(square and padding is not None)
-                outputs += [op.results[0], made, *([padding] if self._rows[-1] else [])]
+                self._rows.append(bool(rows))
+                outputs += [op.results[0], made, *rows]
         tapped = Graph(graph.name, graph.inputs, outputs, facts=graph.facts)
         self.graph = canonicalize(tapped)
         self.own = {name: x.detach() for name, x in captured.tensors.items()}

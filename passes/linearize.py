@@ -136,11 +136,11 @@ def substitute(op: Op, inputs: Sequence[Value | None], recipe: Recipe, place: Pl
         return No(refusal, op.results[0])
     try:
         tokens = projected(q, k, v) if "tokens" in recipe.needs else None
-        proved = dict(mask=mask, softcap=softcap, sink=sink)
         q, scale = (-q, -op.attrs["scale"]) if op.attrs["scale"] < 0 else (q, op.attrs["scale"])
-        where = dict(index=place.index, count=place.count, grid=place.grid, before=place.before)
-        name = place.name.replace("{}", recipe.name)
-        site = Mixing(scale, mask.causal, mask.padding, name, tokens=tokens, **proved, **where)
+        site = Mixing(
+            scale, mask.causal, mask.padding, place.name.replace("{}", recipe.name), place.index, place.count,
+            tokens=tokens, grid=place.grid, before=place.before, mask=mask, softcap=softcap, sink=sink,
+        )  # fmt: skip
         result = recipe(q, k, v, site)
     except (RecipeError, IRError) as error:
         return No(f"{recipe} does not fit: {error}", op.results[0])
