@@ -26,6 +26,11 @@ from .search import Search
 ATTEMPTS = 12
 """How often a choice that broke its budget is made again under a tighter one."""
 
+UNSEEN = (
+    "without calibration batches, errors are those of the example inputs alone, and what has to be fitted "
+    "was not tried"
+)
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -59,6 +64,11 @@ def planned(
         batches, given = Batches((), (example,), (example,)), Calibration(())
     else:
         batches, given = read(ask.calibration, captured.signature), ask.calibration
+    if ask.recipes is None and given.train != "recipes":
+        raise PlanError(
+            f"train={given.train!r} changes the model's own weights for one choice of recipes, and "
+            'attention="auto" looks at many; name the recipes, attention={...}, with this calibration'
+        )
     named = ask.machine
     machine = machine_named(named) if isinstance(named, str) else named
     if ask.recipes is not None:
@@ -78,7 +88,12 @@ def planned(
         machine=machine.name if machine else "",
         tensors={name: x for found in search.weights.values() for name, x in found.items()},
     )  # fmt: skip
-    return looked_at(search, plan)[0] if ask.budget is None else verified(search, plan, ask.budget)
+    if ask.budget is None:
+        return looked_at(search, plan)[0]
+    found = verified(search, plan, ask.budget)
+    if ask.calibration is None:
+        found = replace(found, note=f"{UNSEEN}{'; ' + found.note if found.note else ''}")
+    return found
 
 
 def rest(search: Search) -> dict[int, float]:
@@ -123,11 +138,13 @@ def verified(search: Search, plan: Plan, budget: Budget) -> Plan:
 def looked_at(search: Search, plan: Plan) -> tuple[Plan, dict[str, float]]:
     """The plan with the errors of its choice on the batches that verify, and bounds of them."""
     recipes = {site.index: recipe_named(site.chosen.recipe) for site in plan.sites if site.choice}
+    tensors = {**plan.tensors, **search.tuned(recipes, plan.tensors)}
     search.say(f"verifying {len(recipes)} of {len(plan.sites)} sites")
-    fast = search.put(recipes, plan.tensors)
+    fast = search.put(recipes, tensors)
     tally, dropped = errors_of(search.exact, fast, search.batches.verify, search.rows), search.dropped(fast)
     bounds = (tally.bounds() if search.batches.fit else tally.errors()) | dropped
-    return replace(plan, promised=bounds, measured=tally.errors() | dropped), bounds
+    made = replace(plan, promised=bounds, measured=tally.errors() | dropped, tensors=tensors)
+    return made, bounds
 
 
 def tightened(budget: Budget, share: float) -> Budget:

@@ -28,10 +28,12 @@ class Calibration:
 
     batches: an iterable of inputs, each a tensor, a tuple of positional arguments, a mapping of keyword
     arguments, or a pair of both. It is read once, at the start. fit: how far what recipes learn is
-    fitted, one of `FITS`. recipes: the candidates, all that fit a site if None. seed: of the split and
-    of every draw. folder: where results are kept as they come, so that a killed run goes on from there.
-    steps: of fitting, for each recipe. seconds: the most that fitting may take in all; where it ends the
-    steps, equal seeds do not give equal weights.
+    fitted, one of `FITS`. recipes: the candidates, all that fit a site if None. seed: of the split and of
+    every draw. folder: where results are kept as they come, so that a killed run goes on from there.
+    train: what changes end to end, the weights of "recipes" alone or, where recipes are named, also the
+    model's own, by low rank ("lora") or "all". loss: of its outputs then, "relative_error", "cosine" or
+    "kl"; what the budget limits if None. steps: of fitting, for each recipe and stage. seconds: the most
+    that each may take; where it ends the steps, equal seeds do not give equal weights.
     """
 
     batches: Iterable[Any]
@@ -39,6 +41,8 @@ class Calibration:
     recipes: Sequence[str] | None = None
     seed: int = 0
     folder: str | Path | None = None
+    train: str = "recipes"
+    loss: str | None = None
     steps: int = 400
     seconds: float = 600.0
 

@@ -85,7 +85,7 @@ def told(plan: Plan) -> Iterator[RenderableType]:
     rows: dict[tuple[str, ...], list[str]] = {}
     for site, after in zip(plan.sites, runners_up(plan)):
         chosen = site.chosen
-        ran = plan.ran(site, chosen, longest).seconds[longest]
+        ran = plan.ran(site, chosen, longest).seconds.get(longest)
         faster = f"{site.options[0].seconds[longest] / ran:.3g}" if ran else "-"
         damage = 0.0 if chosen.exact else chosen.errors.get(name or "")
         cells: tuple[str, ...] = (

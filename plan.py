@@ -201,7 +201,7 @@ class Plan:
         the largest site at the lengths. Raises PlanError where no choice keeps the budget, with the nearest,
         and for an error that was not measured site by site.
         """
-        return replace(self, budget=budget, promised=None, measured=None, note="")._resolved(budget)
+        return replace(self._unmeasured(), budget=budget)._resolved(budget)
 
     def _resolved(self, budget: Budget) -> Plan:
         if not self.sites:
@@ -285,7 +285,13 @@ class Plan:
         sites = [replace(s, choice=0, reason="reverted") if hit else s for s, hit in zip(self.sites, at)]
         same = all(s.choice == t.choice for s, t in zip(sites, self.sites))
         made = replace(self, sites=tuple(sites))
-        return made if same else replace(made, promised=None, measured=None, note="")
+        return made if same else made._unmeasured()
+
+    def _unmeasured(self) -> Plan:
+        """Without what holds of one choice alone: what was measured of it, and weights of the model's own."""
+        kept = {name for site in self.sites for option in site.options for name in option.weights}
+        tensors = {name: x for name, x in self.tensors.items() if name in kept}
+        return replace(self, promised=None, measured=None, note="", tensors=tensors)
 
     def recipes(self) -> dict[str, str]:
         """{path of a site: recipe} of the sites that are not exact, as `optimize(attention=)` takes it;

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from .assemble import assembled
 from .budget import Budget, drop
 from .calibration import Batches, Calibration
+from .distil import LOSSES, fit_end_to_end
 from .fit import fit_layers
 from .frontend import Captured, OptimizedModule
 from .ir import CalibrationError, Graph, Op, RecipeError, Value
@@ -30,7 +31,7 @@ from .scoring import Nudges, errors_of, first_order, local_errors, rows_of
 from .store import Store
 from .taps import Taps
 
-LEARNING = ("lolcats(size=32)", "hedgehog")
+LEARNING = ("slots", "lolcats(size=32)", "hedgehog")
 """What is fitted and tried where no recipes are named: the strongest known of those that learn."""
 
 MOST = 4
@@ -86,8 +87,8 @@ class Search:
         """Of everything that results depend on."""
         made = hashlib.sha256()
         given = self.calibration
-        about = (self.graph.digest(), self.batches.digest(), given.fit, given.seed, given.steps,
-                 sorted(self.grids.items()))  # fmt: skip
+        about = (self.graph.digest(), self.batches.digest(), given.fit, given.train, given.loss, given.seed,
+                 given.steps, sorted(self.grids.items()))  # fmt: skip
         made.update(repr(about).encode())
         for name in sorted(self.captured.tensors):
             x = self.captured.tensors[name].detach().cpu().contiguous()
@@ -145,6 +146,26 @@ class Search:
                 seed=self.calibration.seed, grids=self.grids, progress=self.say,
                 steps=self.calibration.steps if self.calibration.fit in ("layers", "all") else 0,
                 seconds=self.calibration.seconds,
+            )  # fmt: skip
+            self.store.keep_tensors(name, fitted.weights)
+            kept = fitted.weights
+        return kept
+
+    def tuned(self, recipes: Mapping[int, Recipe], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights fitted end to end with these recipes in place, where that was asked for; by name."""
+        given = self.calibration
+        if given.fit != "all" or not recipes:
+            return {}
+        name = "tune " + ", ".join(f"{i} {recipe}" for i, recipe in recipes.items())
+        kept = self.store.tensors(name)
+        if kept is None:
+            self.say(f"fitting {len(recipes)} sites end to end")
+            limits = [] if self.budget is None else [n for n in self.budget.limits() if n in LOSSES]
+            linear = self.rewritten(recipes)
+            fitted = fit_end_to_end(
+                self.captured, self.graph, linear, self.batches.fit, train=given.train, seed=given.seed,
+                weights={n: x for n, x in weights.items() if n in linear.params}, steps=given.steps,
+                loss=given.loss or next(iter(limits), LOSSES[0]), seconds=given.seconds, progress=self.say,
             )  # fmt: skip
             self.store.keep_tensors(name, fitted.weights)
             kept = fitted.weights

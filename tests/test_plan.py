@@ -199,7 +199,7 @@ def test_reverted_sites_are_exact_again():
     p = Plan(**{**vars(p), "promised": {"cosine": 0.05}})
     found = p.revert("layers.[01].*")
     assert chosen(found) == ["exact", "exact", "far"] and found.promised is None
-    assert found.sites[0].reason == "reverted" and found.tensors is p.tensors
+    assert found.sites[0].reason == "reverted" and found.tensors == p.tensors
     assert chosen(p.revert("layers.2.attn#2")) == ["far", "far", "exact"]
     assert found.revert("layers.0.attn").promised is None
     with pytest.raises(
