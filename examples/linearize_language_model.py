@@ -20,8 +20,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from subquad import optimize
-from subquad.calibration import Calibration
+from subquad.api import captured_at, linearizing, recipes_of
+from subquad.assemble import assembled
+from subquad.calibration import Batch
+from subquad.distil import fit_end_to_end
+from subquad.fit import fit_layers
+from subquad.passes import EXACT, Pipeline, canonicalize, recipe_named
 
 LENGTH, STEPS = 1024, 1200
 """Tokens of a training example, and steps of training."""
@@ -124,8 +128,7 @@ def train(
     """
     torch.manual_seed(seed)
     model = LanguageModel()
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    rest = [p for p in model.parameters() if p.dim() < 2]
+    matrices, rest = ([p for p in model.parameters() if (p.dim() == 2) == two] for two in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))
     warm = max(1, steps // 20)
@@ -136,7 +139,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     short = batches(data, LENGTH // 4, 4 * tokens // LENGTH, steps // 3, seed)
     long = batches(data, LENGTH, tokens // LENGTH, steps - steps // 3, seed + 1)
-    narrow, start, recent = torch.ops.mkldnn._is_mkldnn_bf16_supported(), time.perf_counter(), []
+    narrow, start = torch.ops.mkldnn._is_mkldnn_bf16_supported(), time.perf_counter()
     for step, ids in enumerate(short + long, 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             loss = loss_of(model(ids), ids)
@@ -145,17 +148,13 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        recent.append(loss.item() / math.log(2))
         if step % 100 == 0 or step == steps:
-            spent = time.perf_counter() - start
-            print(f"step {step:5}: {sum(recent) / len(recent):.3f} bits per byte, {spent:.0f} s", flush=True)
-            recent.clear()
+            bits, spent = loss.item() / math.log(2), time.perf_counter() - start
+            print(f"step {step:5}: {bits:.3f} bits per byte, {spent:.0f} s", flush=True)
     return model.eval()
 
 
-def load(
-    folder: str | Path | None, data: torch.Tensor | None = None, steps: int = STEPS, seed: int = 0
-) -> LanguageModel:
+def load(folder: str | Path | None, data=None, steps: int = STEPS, seed: int = 0) -> LanguageModel:
     """The model written to `folder`, or one trained on `data` and written there where there is none."""
     path = Path(folder) / f"lm-{steps}-{seed}.safetensors" if folder else None
     if path and path.is_file():
@@ -169,26 +168,45 @@ def load(
     return model
 
 
-STAGES = {"untrained": "none", "closed form": "closed", "layer-wise": "layers", "end-to-end": "all"}
-"""How far what a recipe learns is fitted, as `Calibration` says it."""
+STAGES = ("untrained", "closed form", "layer-wise", "end-to-end", "all weights")
+"""How far it is fitted, end to end from the stage before; at last the model's own weights too."""
 
 
-def linearize(
-    model: nn.Module, texts: list[torch.Tensor], recipe: str | dict[str, str], stage: str, steps: int = 400
-) -> nn.Module:
-    """The model with `recipe` in the place of its attention, fitted on texts, for any length."""
-    options: dict = {"attention": recipe, "check": False}
-    if stage != "untrained":
-        options["calibration"] = Calibration(texts, fit=STAGES[stage], steps=steps)
-    b, n = torch.export.Dim("b", max=64), torch.export.Dim("n", max=2**16)
-    return optimize(model, (texts[0],), dynamic_shapes=({0: b, 1: n},), **options)
+class Linear:
+    """The model captured once, to put recipes in the place of attention and fit them on texts."""
+
+    def __init__(self, model: nn.Module, inputs: list[torch.Tensor]):
+        self.model = model
+        sizes = {0: torch.export.Dim("b", max=64), 1: torch.export.Dim("n", max=2**16)}
+        self.captured, _, _ = captured_at(model, (inputs[0],), {}, (sizes,))
+        self.graph = EXACT.run(self.captured.graph)[0]
+        self.batches = [Batch((x,), {}, (x,)) for x in inputs]
+
+    def fit(self, recipe: str, where: list[int], stage: str, weights: dict, steps: int, seed: int) -> dict:
+        """Weights for `recipe` in these layers, from those of the stage before."""
+        if stage == "untrained":
+            return {}
+        options = {"steps": 0 if stage == "closed form" else steps, "seconds": 3600, "seed": seed}
+        if stage in ("closed form", "layer-wise"):
+            chosen = [(i, recipe_named(recipe)) for i in where]
+            return fit_layers(self.captured, self.graph, chosen, self.batches, **options).weights
+        linear = self.rewritten(recipe, where)
+        options |= {"train": "recipes" if stage == "end-to-end" else "all", "loss": "kl", "weights": weights}
+        return fit_end_to_end(self.captured, self.graph, linear, self.batches, **options).weights
+
+    def rewritten(self, recipe: str, where: list[int]):
+        """The graph with `recipe` in these layers."""
+        recipes = recipes_of({f"blocks.{i}*": recipe for i in where})
+        return Pipeline(linearizing(recipes), canonicalize).run(self.graph)[0]
+
+    def put(self, recipe: str, where: list[int], weights: dict) -> nn.Module:
+        """The model with `recipe` in these layers and these weights in it."""
+        return assembled(self.model, self.captured, self.rewritten(recipe, where), weights=weights)
 
 
 RECIPES = (
     "liger(size=16,share=1.0)",  # the window alone: what all text before it is worth
-    "window(size=16)", "window(size=16,variance=true)", "slots(size=16,count=32)", "taylor2(size=16)",
-    "kinetics(size=16,pages=4,skip=0)", "lolcats(size=16)", "liger(size=16)", "hedgehog", "based", "elu1",
-    "performer", "taylor1", "retnet", "gla", "mamba2", "gated_deltanet",
+    "window(size=16)", "slots(size=16,count=32)", "kinetics(size=16,pages=4,skip=0)", "lolcats(size=16)",
 )  # fmt: skip
 
 
@@ -196,27 +214,35 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", help="folder of the trained model; without it nothing is kept")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=["untrained"])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--steps", type=int, default=150, help="of fitting, in each stage")
     parser.add_argument("--quick", action="store_true", help="seconds of training: the figures mean nothing")
     given = parser.parse_args()
-    steps, total = (3, 2**13) if given.quick else (STEPS, 2**16)
-    recipes = given.recipes[1:2] if given.quick else given.recipes
+    steps, total, count = STEPS, 2**16, 64
+    if given.quick:
+        steps, total, count = 3, 2**13, 10
+        given.recipes, given.stages, given.steps = ["slots(size=16,count=8)"], STAGES[1:2], 1
 
     data, held = sources()
     print(f"{len(data) / 1e6:.1f} MB to train on, {len(held) / 1e6:.1f} MB held out")
     model = load(given.checkpoint, data, steps, given.seed)
-    texts = batches(data, LENGTH, 2, 40, given.seed + 2)
+    texts = batches(data, LENGTH, 2, count, given.seed + 2)
     exact = {n: bits_per_byte(model, held, n, total) for n in (LENGTH, 4 * LENGTH)}
-    print("\nheld-out bits per byte" + " " * 32 + "".join(f"{f'at {n}':>10}{'':8}" for n in exact))
+    print(f"\n{'held-out bits per byte':54}" + "".join(f"{f'at {n}':>10}{'':8}" for n in exact))
     print(f"{'softmax':54}" + "".join(f"{x:10.4f}{'':8}" for x in exact.values()))
-    for recipe in recipes:
-        for where, attention in (("all", recipe), ("3 of 4", {"blocks.[1-3]*": recipe})):
-            for stage in given.stages:
-                fast = linearize(model, texts, attention, stage)
+    linear = Linear(model, texts)
+    for recipe in given.recipes:
+        for name, where in (("all", [0, 1, 2, 3]), ("3 of 4", [1, 2, 3])):
+            weights: dict = {}
+            learns = bool(recipe_named(recipe).learns)
+            for stage in (s for s in given.stages if learns or s in (STAGES[0], STAGES[4])):
+                start = time.perf_counter()
+                weights = linear.fit(recipe, where, stage, weights, given.steps, given.seed)
+                spent, fast = time.perf_counter() - start, linear.put(recipe, where, weights)
                 figures = {n: bits_per_byte(fast, held, n, total) for n in exact}
                 text = "".join(f"{x:10.4f}{x / exact[n] - 1:+8.1%}" for n, x in figures.items())
-                print(f"{recipe:34}{where:8}{stage:12}{text}", flush=True)
+                print(f"{recipe:34}{name:8}{stage:12}{text}{spent:7.0f} s", flush=True)
 
 
 if __name__ == "__main__":
