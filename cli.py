@@ -7,17 +7,17 @@ Exit codes: 0 done, 1 it failed or the comparison is out of bounds, 2 the comman
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .ir import SubquadError
+from .tables import working
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read once, when torch loads its profiler
 
@@ -349,21 +349,3 @@ def _axes(text: str) -> dict[int, str]:
 def columns() -> int:
     """Columns to print in: the terminal's, 120 at most, 110 where there is none."""
     return max(40, min(120, shutil.get_terminal_size((110, 24)).columns))
-
-
-@contextlib.contextmanager
-def working() -> Iterator[Say]:
-    """A line on the terminal that says what is being done; nothing where stderr is a file."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.spinner import Spinner
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    spinner = Spinner("dots", "starting")
-    # with stdout in a file, rich must not print it on the terminal instead
-    redirect = sys.stdout.isatty()
-    with Live(spinner, console=console, transient=True, redirect_stdout=redirect):
-        yield lambda text: spinner.update(text=text)

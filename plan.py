@@ -14,7 +14,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from .budget import ERRORS, Budget, additive, said, total
 from .choose import InfeasibleError, Matrix, choose
 from .decisions import reason, runners_up, told
 from .ir import PlanError, RecipeError
+from .passes.sites import lies
 from .tables import WIDTH, plain
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class Plan:
 
         Raises RecipeError for a glob that matches no site.
         """
-        at = [fnmatchcase(s.path, glob) or fnmatchcase(f"{s.path}#{s.index}", glob) for s in self.sites]
+        at = [lies(s.path, s.index, glob) for s in self.sites]
         if not any(at) and (self.sites or glob != "*"):
             known = ", ".join(dict.fromkeys(site.place for site in self.sites)) or "none"
             raise RecipeError(f"no attention lies at {glob!r}; sites: {known}")

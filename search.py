@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from .ir import CalibrationError, Graph, Op, RecipeError, Value
 from .machine import Machine
 from .passes import RECIPES, Pipeline, Recipe, canonicalize, find_sites, linearize, recipe_named
 from .passes.prices import price
+from .passes.sites import lies
 from .plan import Option, SitePlan
 from .roofline import Roofline
 from .runtime import crossover
@@ -299,8 +299,7 @@ class Search:
         """Every site with exact attention and the recipe that a glob gives it, which is the choice."""
         wanted: dict[int, Recipe] = {}
         for i, site in self.sites.items():
-            names = (site.path, f"{site.path}#{i}")
-            fit = (r for glob, r in recipes.items() if any(fnmatchcase(name, glob) for name in names))
+            fit = (recipe for glob, recipe in recipes.items() if lies(site.path, i, glob))
             if (recipe := next(fit, None)) is not None:
                 wanted[i] = recipe
         for recipe in dict.fromkeys(wanted.values()):

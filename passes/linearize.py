@@ -24,7 +24,7 @@ from ..ir.types import bool_, product
 from .masks import Mask, classify_op
 from .pipeline import pass_
 from .recipes import RECIPES, Mixing, Recipe, recipe_named
-from .sites import LINEARIZE, Site, find_sites
+from .sites import LINEARIZE, Site, find_sites, lies
 from .tokens import grids as token_grids
 from .tokens import projected
 
@@ -44,7 +44,7 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[s
         raise RecipeError("no attention was found in this model, so there is nothing for a recipe to replace")
     wanted: dict[Op, Recipe] = {}
     for glob, named in chosen.items():
-        at = [site.op for i, site in enumerate(sites) if _lies(site, i, glob)]
+        at = [site.op for i, site in enumerate(sites) if lies(site.path, i, glob)]
         if not at:
             known = ", ".join(dict.fromkeys(site.path for site in sites))
             raise RecipeError(f"no attention lies at {glob!r}; sites: {known}")
@@ -64,10 +64,6 @@ def linearize(graph: Graph, *, recipes: Mapping[str, Any] = {}, grids: Mapping[s
         return (result,) if isinstance(result, Value) else None
 
     return replace_ops(graph, make, via="linearize")
-
-
-def _lies(site: Site, index: int, glob: str) -> bool:
-    return fnmatchcase(site.path, glob) or fnmatchcase(f"{site.path}#{index}", glob)
 
 
 @dataclass(frozen=True)

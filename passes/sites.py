@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,11 @@ class Site:
             "scale": self.scale, "softcap": self.softcap, "sink": self.sink, "empty": self.empty,
             "reason": self.reason, "at": self.at, "remedy": self.remedy,
         }  # fmt: skip
+
+
+def lies(path: str, index: int, glob: str) -> bool:
+    """Whether the site of a path and an index lies at a glob: of paths, or of one site, "layers.3.attn#7"."""
+    return fnmatchcase(path, glob) or fnmatchcase(f"{path}#{index}", glob)
 
 
 def plain(value: Any) -> Any:
