@@ -17,6 +17,7 @@ _HOME = {
     "compare": "harness",
     "bisect": "harness",
     "Budget": "budget",
+    "Calibration": "calibration",
     "Comparison": "harness",
     "PassLog": "report",
     "Pipeline": "passes",
@@ -40,6 +41,7 @@ __all__ = [*sorted(_HOME), "__version__"]
 if TYPE_CHECKING:
     from .api import optimize as optimize
     from .budget import Budget as Budget
+    from .calibration import Calibration as Calibration
     from .explanation import explain as explain
     from .harness import Comparison as Comparison
     from .harness import bisect as bisect

@@ -98,7 +98,10 @@ def planned(
 
 def rest(search: Search) -> dict[int, float]:
     """Predicted seconds of what is no attention, by length."""
-    skipped, found = {site.op for site in search.sites.values()}, {}
+    skipped = {site.op for site in search.sites.values()}
+    found: dict[int, float] = {}
+    if search.machine is None:
+        return found
     for n in search.lengths:
         parts = Roofline(search.machine, search.sizes(n)).graph(search.graph)
         found[n] = sum(part.seconds for part in parts if part.op not in skipped)

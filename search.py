@@ -236,6 +236,7 @@ class Search:
 
         Measured where the plan is for this machine, else predicted.
         """
+        assert self.machine is not None
         try:
             return crossover(self.sites[i].op, recipe, self.machine, measured=self.here)
         except RecipeError:  # it reads what stands around the site, which cannot be timed alone
@@ -275,6 +276,7 @@ class Search:
         took = {n: (self.priced(i, made, n)[0], self.priced(i, None, n)[0]) for n in self.lengths}
         if any(own < exact for own, exact in took.values()):
             return None
+        assert self.machine is not None
         n, (own, exact) = max(took.items())
         return (
             f"not faster than exact attention on {self.machine.name}: predicted {own * 1e3:.3g} ms instead "

@@ -104,10 +104,11 @@ def test_errors_are_those_of_the_sites(both):
 
 
 def test_equal_seeds_give_equal_weights(both):
-    """And another seed gives others."""
+    """But for rounding, which in torch's kernels depends on addresses; another seed gives others."""
     one, two, other = (both.layers("hedgehog", steps=5, seed=seed).weights for seed in (1, 1, 2))
-    assert all(torch.equal(x, two[name]) for name, x in one.items())
-    assert any(not torch.equal(x, other[name]) for name, x in one.items())
+    for name, x in one.items():
+        torch.testing.assert_close(x, two[name], rtol=1e-5, atol=1e-6)
+    assert any(float((x - other[name]).abs().max()) > 1e-4 for name, x in one.items())
 
 
 def test_spellings_of_one_recipe_are_fitted_apart(both):
