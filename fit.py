@@ -5,7 +5,8 @@
 
 Layer by layer, every site learns by itself to give what attention gives on the original model's own
 queries, keys and values. A part of the batches is held out and judges: what is handed back is never worse
-there than what it started from. Equal seeds give equal weights, but for rounding, where the steps run out before the seconds.
+there than what it started from. Equal seeds give equal weights, but for rounding, where the steps run out
+before the seconds.
 """
 
 from __future__ import annotations
