@@ -2,10 +2,11 @@
 
     python examples/linearize_digits.py --checkpoint FOLDER
 
-Scikit-learn's digits (extra `examples`), drawn at 32 x 32 pixels, in patches of 2: 256 tokens. On two
-cores: trains a transformer of four layers, written to FOLDER and found there the next time (once, a few
-minutes), and prints the held-out accuracy of the model and of the same with recipes in the place of its
-attention. `--quick` trains for seconds, to see that all of it runs.
+Scikit-learn's digits (extra `examples`), drawn at 32 x 32 pixels, in patches of 2: 256 tokens. Trains
+a transformer of four layers, 9 minutes on two busy cores, kept in FOLDER for the next time, and prints the
+held-out accuracy: softmax, then recipes in all layers, stage by stage of fitting. Expect 97.1 % for softmax
+and 95.3 % for agent attention end to end (docs/linearizing.md has the table). `--quick` trains for
+seconds, to see that all of it runs.
 """
 
 import argparse
