@@ -81,6 +81,7 @@ class Search:
         self.store = Store(calibration.folder, self._key())
         self.weights: dict[str, dict[str, Tensor]] = {}
         self._own = frozenset(graph.ops())
+        self._tapped: tuple[Recipe, Taps] | None = None
         self._timed = budget is not None and budget.prefer == "time"
 
     def _key(self) -> str:
@@ -187,7 +188,11 @@ class Search:
         return {int(i): found for i, found in kept.items()}
 
     def _taps(self, recipe: Recipe) -> Taps:
-        return Taps(self.captured, self.graph, [(i, recipe) for i in self.sites], self.grids)
+        """A recipe at every site; built once for all that is asked of it."""
+        if self._tapped is None or self._tapped[0] != recipe:
+            taps = Taps(self.captured, self.graph, [(i, recipe) for i in self.sites], self.grids)
+            self._tapped = recipe, taps
+        return self._tapped[1]
 
     @functools.cached_property
     def _nudges(self) -> Nudges:
